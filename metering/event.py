@@ -1,0 +1,176 @@
+"""A usage event: who used how much of what, and when, as a gateway reported it.
+
+The wire format is CloudEvents 1.0 in JSON. Events are decoded and checked here, before anything is stored;
+what passes can be stored by PostgreSQL without fail, so one event can never spoil a commit that it shares
+with others.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Literal
+
+import msgspec
+
+from metering.errors import InvalidError, Issue
+
+__all__ = ["CONTENT_TYPES", "Event", "InvalidEventError", "decode_events"]
+
+type_ = Literal["single", "batch", "either"]
+
+CONTENT_TYPES: dict[str, type_] = {
+    "application/cloudevents+json": "single",
+    "application/cloudevents-batch+json": "batch",
+    "application/json": "either",
+}
+"""What each accepted content type holds: one event, an array of them, or either."""
+
+MAX_NUMBER_DIGITS = 1000
+"""A JSON number in `data` has at most this many digits, written out in full."""
+
+Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+NULL = msgspec.Raw(b"null")
+
+
+class InvalidEventError(InvalidError):
+    """A CloudEvent that can't be stored; the issue's field says which one and where."""
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """A CloudEvent. (source, id) is its identity; `data` is the JSON object as it was sent, or None."""
+
+    id: str
+    source: str
+    type: str
+    subject: str
+    time: datetime
+    data: bytes | None = None
+    specversion: str = "1.0"
+    dataschema: str | None = None
+
+
+class _Wire(msgspec.Struct):
+    id: Text
+    source: Text
+    type: Text
+    subject: Text
+    time: Instant | None = None
+    data: msgspec.Raw = NULL
+    specversion: Text = "1.0"
+    datacontenttype: Literal["application/json"] | None = None
+    dataschema: Text | None = None
+    data_base64: msgspec.Raw = NULL
+
+
+_single = msgspec.json.Decoder(_Wire)
+_batch = msgspec.json.Decoder(list[_Wire])
+
+
+def decode_events(body: bytes, *, content: type_, now: datetime) -> list[Event]:
+    """Decode a request body of one event or an array; `now` is the time of those that carry none.
+
+    Raises InvalidEventError at the first event that is not a storable CloudEvent.
+    """
+    many = content == "batch" or (content == "either" and body.lstrip()[:1] == b"[")
+    try:
+        if not body.isascii():
+            body.decode()  # the decoder skips over `data`, and so over what is not UTF-8 in it
+        wires = _batch.decode(body) if many else [_single.decode(body)]
+    except msgspec.ValidationError as error:
+        raise _invalid(error) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InvalidEventError(
+            f"The body is not valid JSON: {error}",
+            Issue(code="malformed_json", message=str(error), hint="Send UTF-8 JSON."),
+        ) from None
+    if not wires:
+        raise InvalidEventError("no events found", Issue(code="no_events", message="The array is empty."))
+    return [_checked(wire, f"$[{i}]" if many else "$", now) for i, wire in enumerate(wires)]
+
+
+def _invalid(error: msgspec.ValidationError) -> InvalidEventError:
+    message, _, place = str(error).partition(" - at `")
+    path = place.rstrip("`") or "$"
+    if missing := re.search(r"missing required field `(\w+)`", message):
+        path = f"{path}.{missing[1]}"
+    hint = "A CloudEvent needs id, source, type and subject as text; time is RFC 3339 with a zone."
+    issue = Issue(code="invalid_event", message=message, field=path, hint=hint)
+    return InvalidEventError(f"{message} at {path}", issue)
+
+
+def _checked(wire: _Wire, path: str, now: datetime) -> Event:
+    if bytes(wire.data_base64) != b"null":
+        raise _unstorable("data must be a JSON object, not data_base64", f"{path}.data_base64")
+    for name in ("id", "source", "type", "subject", "dataschema"):
+        if "\0" in (getattr(wire, name) or ""):
+            raise _unstorable(f"{name} must not contain the character U+0000", f"{path}.{name}")
+    return Event(
+        id=wire.id,
+        source=wire.source,
+        type=wire.type,
+        subject=wire.subject,
+        time=wire.time or now,
+        data=_checked_data(bytes(wire.data), f"{path}.data"),
+        specversion=wire.specversion,
+        dataschema=wire.dataschema,
+    )
+
+
+def _checked_data(raw: bytes, path: str) -> bytes | None:
+    if raw == b"null":
+        return None
+    if not raw.startswith(b"{"):
+        raise _unstorable("data must be a JSON object or null", path)
+    check_storable(raw, path)
+    return raw
+
+
+def _unstorable(message: str, path: str) -> InvalidEventError:
+    return InvalidEventError(f"{message} at {path}", Issue(code="invalid_event", message=message, field=path))
+
+
+_SUSPICIOUS = re.compile(rb"\\u0000|\\u[dD][89a-fA-F]|\d[eE][+-]?\d{3,}\s*[,}\]]|\d{500}")
+
+
+def check_storable(raw: bytes, path: str) -> None:
+    """Refuse the few valid JSON texts that PostgreSQL's jsonb does not hold.
+
+    They are U+0000, half a surrogate pair, and numbers of absurd size. Nearly every event passes at the
+    price of one scan.
+    """
+    if not _SUSPICIOUS.search(raw):
+        return
+    try:
+        decoded = json.loads(raw, parse_float=Decimal, parse_int=Decimal)
+    except InvalidOperation:
+        raise _unstorable("a number has an exponent beyond all bounds", path) from None
+    for where, value in _leaves(decoded, path):
+        if isinstance(value, Decimal) and not _within_bounds(value):
+            raise _unstorable(f"a number may have at most {MAX_NUMBER_DIGITS} digits", where)
+        if isinstance(value, str) and not _encodable(value):
+            raise _unstorable("text must not contain U+0000 or half a surrogate pair", where)
+
+
+def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+    match value:
+        case dict():
+            for key, inner in value.items():
+                yield path, key
+                yield from _leaves(inner, f"{path}.{key}")
+        case list():
+            for i, inner in enumerate(value):
+                yield from _leaves(inner, f"{path}[{i}]")
+        case _:
+            yield path, value
+
+
+def _within_bounds(number: Decimal) -> bool:
+    exponent = number.as_tuple().exponent
+    return isinstance(exponent, int) and max(number.adjusted(), -exponent, 0) < MAX_NUMBER_DIGITS
+
+
+def _encodable(text: str) -> bool:
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
