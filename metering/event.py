@@ -31,6 +31,9 @@ MAX_NUMBER_DIGITS = 1000
 """A JSON number in `data` has at most this many digits, written out in full."""
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+Type = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+Subject = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+"""Type and subject are indexed together, and at 4 bytes a character just fit an index entry's 2,704."""
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 NULL = msgspec.Raw(b"null")
 
@@ -55,8 +58,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 class _Wire(msgspec.Struct):
     id: Text
     source: Text
-    type: Text
-    subject: Text
+    type: Type
+    subject: Subject
     time: Instant | None = None
     data: msgspec.Raw = NULL
     specversion: Text = "1.0"

@@ -1,0 +1,5 @@
+"""`python -m api` is `tollgate`."""
+
+from api.cli import main
+
+main()

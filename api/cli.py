@@ -1,0 +1,127 @@
+"""The command line: `tollgate serve | migrate | keys | doctor | demo`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.orm import Session
+
+from api import clock, demo, doctor, keys
+from api.logs import configure_logs
+from api.migrations import migrate as run_migrations
+from api.postgres import EmbeddedPostgresError
+from api.serve import database
+from api.serve import serve as run_server
+from api.settings import Settings, from_environment
+from metering.errors import TollgateError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Usage metering and billing.")
+key_commands = typer.Typer(no_args_is_help=True, help="API keys: who may call the server, and do what.")
+app.add_typer(key_commands, name="keys")
+
+DataDir = Annotated[Path | None, typer.Option(help="Where the embedded PostgreSQL lives [.tollgate].")]
+Role = Annotated[keys.Role, typer.Option(help="ingest (report usage), read, or admin.")]
+
+
+def main() -> None:
+    """Every failure that a person can mend is one line on standard error and status 1."""
+    configure_logs()
+    try:
+        app()
+    except (TollgateError, EmbeddedPostgresError) as error:
+        print(f"tollgate: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _settings(data_dir: Path | None) -> Settings:
+    settings = from_environment()
+    return replace(settings, data_dir=data_dir) if data_dir else settings
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on [8888]; 0: any free one.")] = None,
+    data_dir: DataDir = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="No keys; loopback only.")] = False,
+) -> None:
+    """Run the server, with its own PostgreSQL unless TOLLGATE_DATABASE_URL names one."""
+    settings = _settings(data_dir)
+    run_server(
+        replace(
+            settings,
+            host=host or settings.host,
+            port=settings.port if port is None else port,
+            auth=settings.auth and not no_auth,
+        )
+    )
+
+
+@app.command()
+def migrate(data_dir: DataDir = None) -> None:
+    """Bring the schema up to date; `serve` does so by itself."""
+    with database(_settings(data_dir), share=True) as engine:
+        print("Migrated." if run_migrations(engine) else "The schema is up to date.")
+
+
+@app.command(name="doctor")
+def run_doctor(data_dir: DataDir = None) -> None:
+    """Check all that a person would check, and say what to do."""
+    if not doctor.examine(_settings(data_dir), Console()):
+        raise SystemExit(1)
+
+
+@app.command(name="demo")
+def run_demo(
+    leave: Annotated[bool, typer.Option("--exit", help="Stop at the end instead of serving on.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Start a server, send it a minute of gateway traffic, and show the invoice preview."""
+    demo.run(_settings(data_dir), leave=leave)
+
+
+@contextmanager
+def _session(data_dir: Path | None) -> Iterator[Session]:
+    with database(_settings(data_dir), share=True) as engine:
+        run_migrations(engine)
+        with Session(engine) as session, session.begin():
+            yield session
+
+
+@key_commands.command(name="create")
+def create_key(
+    role: Role, name: Annotated[str, typer.Option(help="What it is for.")] = "", data_dir: DataDir = None
+) -> None:
+    """Make a key and print it, this once."""
+    with _session(data_dir) as session:
+        key, text = keys.create_key(session, name=name or role, role=role, now=clock.now())
+    print(f"{text}\n({key.role} key {key.id}; it is not shown again)")
+
+
+@key_commands.command(name="list")
+def list_keys(data_dir: DataDir = None) -> None:
+    """Show all keys, never their text."""
+    table = Table("id", "name", "role", "begins with", "created", "revoked")
+    with _session(data_dir) as session:
+        for key in keys.list_keys(session):
+            revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
+            table.add_row(key.id, key.name, key.role, key.hint, f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
+    Console().print(table)
+
+
+@key_commands.command(name="revoke")
+def revoke_key(key_id: str, data_dir: DataDir = None) -> None:
+    """Stop a key from working, in a running server within seconds."""
+    with _session(data_dir) as session:
+        keys.revoke_key(session, key_id, now=clock.now())
+    print(f"Revoked {key_id}.")

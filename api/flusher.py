@@ -1,0 +1,213 @@
+"""Group commit: whoever reports usage waits for one commit that many share, and is answered after it.
+
+There is no timer. While one flush is being committed the next fills up, so that a quiet server commits each
+request by itself and a busy one hundreds at a time. What a request brings is stored whole or not at all.
+"""
+
+import asyncio
+import threading
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import psycopg
+import structlog
+from psycopg import Connection
+from psycopg.errors import UniqueViolation
+
+from metering.errors import UnavailableError
+from metering.event import Event
+from metering.events import Batch, append_events, append_events_in_a_race
+from metering.ids import event_key
+from metering.kong import QuarantinedEntry
+from metering.quarantine import quarantine
+
+__all__ = ["Flusher", "QueueFullError", "Receipt", "StoreUnavailableError"]
+
+MAX_FLUSH = 20_000
+"""Events in one commit, unless a single request brings more."""
+MAX_PENDING = 200_000
+"""Events that may wait; beyond that a request is turned away at once and nothing of it is stored."""
+
+log = structlog.get_logger()
+
+
+class QueueFullError(UnavailableError):
+    pass
+
+
+class StoreUnavailableError(UnavailableError):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of a request's groups of events: a group is stored when any event of it was new."""
+
+    stored: int
+    duplicate: int
+
+
+@dataclass(slots=True)
+class _Submission:
+    groups: Sequence[Sequence[uuid.UUID]]
+    events: dict[uuid.UUID, Event]
+    quarantined: Sequence[tuple[str, QuarantinedEntry]]
+    received_at: datetime
+    answer: "asyncio.Future[Receipt]"
+    loop: asyncio.AbstractEventLoop
+
+
+@dataclass(slots=True)
+class Flusher:
+    """One thread with one connection. `connect` opens a connection, `now` tells the time."""
+
+    connect: Callable[[], Connection[Any]]
+    now: Callable[[], datetime]
+    _pending: deque[_Submission] = field(default_factory=deque)
+    _waiting: int = 0
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _stopping: bool = False
+    _thread: threading.Thread | None = None
+    _connection: Connection[Any] | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="flusher", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Commit all that was accepted, then end."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread:
+            self._thread.join()
+
+    async def store(
+        self, groups: Iterable[Sequence[Event]], *, quarantined: Sequence[tuple[str, QuarantinedEntry]] = ()
+    ) -> Receipt:
+        """Return once every event of every group is committed.
+
+        Raises QueueFullError or StoreUnavailableError; then nothing was promised, and a retry is safe.
+        """
+        events: dict[uuid.UUID, Event] = {}
+        keys = [[_add(events, event) for event in group] for group in groups]
+        loop = asyncio.get_running_loop()
+        submission = _Submission(keys, events, quarantined, self.now(), loop.create_future(), loop)
+        self._enqueue(submission)
+        return await submission.answer
+
+    def _enqueue(self, submission: _Submission) -> None:
+        with self._changed:
+            if self._stopping:
+                raise StoreUnavailableError("the server is shutting down")
+            if self._waiting and self._waiting + len(submission.events) > MAX_PENDING:
+                raise QueueFullError("more usage is arriving than can be stored; send it again")
+            self._pending.append(submission)
+            self._waiting += len(submission.events)
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while batch := self._take():
+            self._answer(self._flush_apart_if_needed(batch))
+        self._disconnect()
+
+    def _take(self) -> list[_Submission]:
+        """All that is waiting, up to MAX_FLUSH events; nothing only when the server stops."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._stopping)
+            batch: list[_Submission] = []
+            size = 0
+            while self._pending and (not batch or size + len(self._pending[0].events) <= MAX_FLUSH):
+                batch.append(self._pending.popleft())
+                size += len(batch[-1].events)
+            self._waiting -= size
+            return batch
+
+    def _flush_apart_if_needed(
+        self, batch: list[_Submission]
+    ) -> list[tuple[_Submission, Receipt | Exception]]:
+        """Commit together; if the database refuses, each request by itself, so that none spoils another's."""
+        try:
+            return self._flush(batch)
+        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+            self._disconnect()
+            log.warning("store_unavailable", error=str(error).splitlines()[0], requests=len(batch))
+            refused = StoreUnavailableError("the database can't store usage right now; send it again")
+            return [(submission, refused) for submission in batch]
+        except Exception as error:  # whatever it is, somebody is waiting for an answer
+            self._disconnect()
+            if len(batch) > 1:
+                return [answer for one in batch for answer in self._flush_apart_if_needed([one])]
+            log.exception("event_not_storable")
+            return [(batch[0], error)]
+
+    def _flush(self, batch: list[_Submission]) -> list[tuple[_Submission, Receipt | Exception]]:
+        merged: dict[uuid.UUID, tuple[Event, datetime]] = {}
+        for submission in batch:
+            for key, event in submission.events.items():
+                merged.setdefault(key, (event, submission.received_at))
+        bad = [entry for submission in batch for entry in submission.quarantined]
+        fresh = self._commit(merged, bad)
+        return [(submission, _receipt(submission, fresh)) for submission in batch]
+
+    def _commit(self, events: Batch, bad: Sequence[tuple[str, QuarantinedEntry]]) -> set[uuid.UUID]:
+        connection = self._connected()
+        now = self.now()
+        try:
+            with connection.transaction():
+                quarantine(connection, bad, now=now)
+                return append_events(connection, events, now=now)
+        except UniqueViolation:
+            with connection.transaction():
+                quarantine(connection, bad, now=now)
+                return append_events_in_a_race(connection, events, now=now)
+
+    def _connected(self) -> Connection[Any]:
+        if self._connection is None:
+            self._connection = self.connect()
+            # On a young table the planner may prefer to read all of it over looking up each key.
+            self._connection.execute("SET enable_seqscan = off")
+        return self._connection
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _answer(self, answers: list[tuple[_Submission, Receipt | Exception]]) -> None:
+        """One wake-up of the event loop for all."""
+        try:
+            answers[0][0].loop.call_soon_threadsafe(_resolve, answers)
+        except RuntimeError:  # the loop is closed: nobody is waiting any more
+            log.warning("nobody_waits_for_the_answer", requests=len(answers))
+
+
+def _add(events: dict[uuid.UUID, Event], event: Event) -> uuid.UUID:
+    """Of two events with one key the first counts."""
+    key = event_key(event.source, event.id)
+    events.setdefault(key, event)
+    return key
+
+
+def _receipt(submission: _Submission, fresh: set[uuid.UUID]) -> Receipt:
+    """Claims what was new, so that of two requests with the same event one stored it, one repeated it."""
+    stored = 0
+    for group in submission.groups:
+        new = fresh.intersection(group)
+        fresh -= new
+        stored += bool(new)
+    return Receipt(stored=stored, duplicate=len(submission.groups) - stored)
+
+
+def _resolve(answers: list[tuple[_Submission, Receipt | Exception]]) -> None:
+    for submission, answer in answers:
+        if submission.answer.done():  # the client has gone
+            continue
+        if isinstance(answer, Receipt):
+            submission.answer.set_result(answer)
+        else:
+            submission.answer.set_exception(answer)

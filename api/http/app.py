@@ -1,0 +1,152 @@
+"""The HTTP API put together: the ingest routes in front, FastAPI behind, one database for both."""
+
+import re
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from sqlalchemy import Engine, text
+from sqlalchemy.orm import sessionmaker
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import clock
+from api.database import connector
+from api.flusher import Flusher
+from api.http import customers, features, invoices, meters, plans, quarantine, subscriptions
+from api.http.auth import KeyRing
+from api.http.body import WireResponse
+from api.http.ingest import MAX_BODY, OPENAPI_PATHS, Ingest, body_too_large
+from api.http.problems import PROBLEM_RESPONSES, handle_errors, of_error, problem
+from api.settings import Settings
+from metering.errors import TollgateError
+
+__all__ = ["create_app"]
+
+_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+
+
+def create_app(engine: Engine, settings: Settings) -> ASGIApp:
+    """The whole API as one ASGI application over a migrated database."""
+    sessions = sessionmaker(engine, expire_on_commit=False)
+    keys = KeyRing(sessions, settings.api_key, enabled=settings.auth)
+    flusher = Flusher(connect=connector(engine), now=clock.now)
+    app = FastAPI(
+        title="Tollgate",
+        summary="Usage metering and billing; speaks OpenMeter's API.",
+        openapi_url="/api/openapi.json",
+        docs_url="/api/docs",
+        redoc_url=None,
+        separate_input_output_schemas=False,
+        default_response_class=WireResponse,
+        responses=PROBLEM_RESPONSES,
+        lifespan=_lifespan(flusher),
+    )
+    app.state.sessions = sessions
+    app.state.keys = keys
+    for area in (meters, features, plans, customers, subscriptions, invoices, quarantine):
+        app.include_router(area.router)
+    _add_health(app, engine)
+    handle_errors(app)
+    _document(app)
+    return _Front(app, Ingest(keys, flusher, settings.kong_subject))
+
+
+def _lifespan(flusher: Flusher) -> Any:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        flusher.start()
+        yield
+        flusher.stop()
+
+    return lifespan
+
+
+def _add_health(app: FastAPI, engine: Engine) -> None:
+    @app.get("/healthz", include_in_schema=False)
+    async def alive() -> Response:
+        return PlainTextResponse("ok")
+
+    @app.get("/readyz", include_in_schema=False)
+    def ready() -> Response:
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        return PlainTextResponse("ok")
+
+
+def _document(app: FastAPI) -> None:
+    """Add the routes that FastAPI does not know to its OpenAPI document, and its 422s become our 400s."""
+
+    def openapi() -> dict[str, Any]:
+        if not app.openapi_schema:
+            schema = get_openapi(title=app.title, version="1", summary=app.summary, routes=app.routes)
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            schema["paths"] |= OPENAPI_PATHS
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+class _Front:
+    """Gives each request its id, keeps bodies small, takes in usage itself and hands on the rest."""
+
+    def __init__(self, app: ASGIApp, ingest: Ingest) -> None:
+        self.app = app
+        self.ingest = ingest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        if self.ingest.takes(scope):
+            response = await self._take(scope, receive, request_id)
+            await response(scope, receive, send)
+            return
+        try:
+            await self.app(scope, _limited(receive), send)
+        except _BodyTooLarge:
+            await of_error(body_too_large(), request_id)(scope, receive, send)
+
+    async def _take(self, scope: Scope, receive: Receive, request_id: str) -> Response:
+        try:
+            return await self.ingest(scope, receive)
+        except TollgateError as error:
+            return of_error(error, request_id)
+        except Exception:  # noqa: BLE001  logged, and the client gets an answer whatever it was
+            structlog.get_logger().exception("unexpected_error", request_id=request_id)
+            return problem(500, "", request_id=request_id)
+
+
+class _BodyTooLarge(BaseException):
+    """Passes through FastAPI's own handling of errors in bodies, which would make it a 400."""
+
+
+def _limited(receive: Receive) -> Receive:
+    received = 0
+
+    async def receive_some() -> Message:
+        nonlocal received
+        message = await receive()
+        received += len(message.get("body", b""))
+        if received > MAX_BODY:
+            raise _BodyTooLarge
+        return message
+
+    return receive_some
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's X-Request-Id if it is harmless, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value.decode("latin-1")):
+            return str(value.decode("latin-1"))
+    return secrets.token_hex(16)

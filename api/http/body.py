@@ -1,0 +1,112 @@
+"""How bodies travel: camelCase, numbers exact, and what is absent left out instead of null."""
+
+import json
+from collections.abc import Callable, Coroutine
+from datetime import UTC
+from decimal import Decimal
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from fastapi import Query, Request
+from fastapi.routing import APIRoute
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints
+from starlette.responses import JSONResponse, Response
+
+from metering.event import check_storable
+from metering.exact import plain
+from metering.wire import camel
+
+__all__ = [
+    "Body",
+    "ExactRoute",
+    "Instant",
+    "Key",
+    "Metadata",
+    "Page",
+    "PageNumber",
+    "PageSize",
+    "WireResponse",
+    "decimal_text",
+    "page_of",
+]
+
+T = TypeVar("T")
+
+Instant = Annotated[AwareDatetime, AfterValidator(lambda at: at.astimezone(UTC))]
+Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(?:[_-][a-z0-9]+)*$", max_length=64)]
+Metadata = dict[str, str]
+PageNumber = Annotated[int, Query(ge=1, le=1_000_000)]
+PageSize = Annotated[int, Query(alias="pageSize", ge=1, le=1000)]
+
+NULLABLE = frozenset({"price", "billingCadence", "duration", "subject"})
+"""Members that OpenMeter's schema requires and lets be null; any other that is None is left out."""
+
+
+class Body(BaseModel):
+    """The base of request and response bodies. Unknown members are refused, never silently dropped."""
+
+    model_config = ConfigDict(
+        alias_generator=camel, populate_by_name=True, extra="forbid", from_attributes=True
+    )
+
+
+class Page(Body):
+    """What every paginated list says of itself."""
+
+    total_count: int
+    page: int
+    page_size: int
+
+
+class _ExactRequest(Request):
+    async def json(self) -> Any:
+        """The body with every number exact; NaN, Infinity and what PostgreSQL can't hold are refused."""
+        body = await self.body()
+        check_storable(body, "$")
+        return json.loads(body, parse_float=Decimal, parse_constant=_refuse)
+
+
+def _refuse(name: str) -> Any:
+    raise json.JSONDecodeError(f"{name} is not JSON", name, 0)
+
+
+class ExactRoute(APIRoute):
+    """A route whose JSON numbers don't pass through floats."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def exactly(request: Request) -> Response:
+            return await handle(_ExactRequest(request.scope, request.receive))
+
+        return exactly
+
+
+class WireResponse(JSONResponse):
+    """JSON without absent members; a Decimal is written as a number, digit for digit."""
+
+    def render(self, content: Any) -> bytes:
+        return _encoder.encode(_present(content))
+
+
+_encoder = msgspec.json.Encoder(decimal_format="number")
+
+
+def _present(content: Any) -> Any:
+    match content:
+        case dict():
+            return {k: _present(v) for k, v in content.items() if v is not None or k in NULLABLE}
+        case list() | tuple():
+            return [_present(item) for item in content]
+        case _:
+            return content
+
+
+def decimal_text(number: Decimal) -> str:
+    """A decimal as the wire's Numeric: digits, no exponent, no needless zeros."""
+    text = plain(number)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def page_of(page: int, page_size: int) -> dict[str, int]:
+    return {"offset": (page - 1) * page_size, "limit": page_size}

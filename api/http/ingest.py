@@ -1,0 +1,180 @@
+"""The two routes that take in usage, as a lean ASGI callable in front of everything else.
+
+`POST /api/v1/events` takes CloudEvents and answers 204; `POST /api/v1/ingest/kong/{source}` takes what Kong's
+http-log plugin sends and answers 200 with counts. Both answer after COMMIT.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope
+
+from api import clock
+from api.flusher import Flusher
+from api.http.auth import KeyRing
+from api.http.problems import PROBLEM_RESPONSES, PayloadTooLargeError
+from metering.errors import InvalidError, Issue
+from metering.event import CONTENT_TYPES, decode_events
+from metering.kong import SubjectRule, decode_entries, read_entries
+
+__all__ = ["MAX_BODY", "OPENAPI_PATHS", "Ingest", "body_too_large"]
+
+MAX_BODY = 10 * 1024 * 1024
+"""Bytes of a request body."""
+
+_KONG = re.compile(r"/api/v1/ingest/kong/([A-Za-z0-9][A-Za-z0-9._-]{0,63})")
+
+
+@dataclass(frozen=True, slots=True)
+class Ingest:
+    keys: KeyRing
+    flusher: Flusher
+    kong_subject: Sequence[SubjectRule]
+
+    def takes(self, scope: Scope) -> bool:
+        path = scope["path"]
+        return scope["method"] == "POST" and (path == "/api/v1/events" or _KONG.fullmatch(path) is not None)
+
+    async def __call__(self, scope: Scope, receive: Receive) -> Response:
+        """The answer; raises TollgateError."""
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        await self._authorize(headers.get(b"authorization"))
+        body = await _read(headers, receive)
+        if kong := _KONG.fullmatch(scope["path"]):
+            return await self._kong(kong[1], body)
+        return await self._events(headers.get(b"content-type", ""), body)
+
+    async def _authorize(self, authorization: str | None) -> None:
+        if not self.keys.remembers(authorization):
+            await asyncio.to_thread(self.keys.look_up, authorization)
+        self.keys.authorize_from_memory(authorization, "ingest")
+
+    async def _events(self, content_type: str, body: bytes) -> Response:
+        content = CONTENT_TYPES.get(content_type.partition(";")[0].strip().lower())
+        if content is None:
+            _refuse_content_type(content_type)
+        await self.flusher.store([decode_events(body, content=content, now=clock.now())])
+        return Response(status_code=204)
+
+    async def _kong(self, gateway: str, body: bytes) -> Response:
+        entries, bad = read_entries(
+            decode_entries(body), gateway=gateway, subject_rules=self.kong_subject, now=clock.now()
+        )
+        receipt = await self.flusher.store(entries, quarantined=[(gateway, entry) for entry in bad])
+        counts = {"stored": receipt.stored, "duplicate": receipt.duplicate, "quarantined": len(bad)}
+        return JSONResponse(counts)
+
+
+def _refuse_content_type(content_type: str) -> NoReturn:
+    message = f"can't read events from {content_type!r}" if content_type else "the Content-Type is missing"
+    issue = Issue(
+        code="content_type", message=message, field="$", hint=f"Send one of {', '.join(CONTENT_TYPES)}."
+    )
+    raise InvalidError(message, issue)
+
+
+def body_too_large() -> PayloadTooLargeError:
+    message = f"a request body may have {MAX_BODY // 1024 // 1024} MB at most"
+    return PayloadTooLargeError(
+        message, Issue(code="body_too_large", message=message, hint="Send smaller batches.")
+    )
+
+
+async def _read(headers: dict[bytes, str], receive: Receive) -> bytes:
+    declared = headers.get(b"content-length", "0")
+    if declared.isdecimal() and int(declared) > MAX_BODY:
+        raise body_too_large()
+    chunks, size, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise InvalidError("the client went away before the body was complete")
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > MAX_BODY:
+            raise body_too_large()
+        more = message.get("more_body", False)
+    return b"".join(chunks)
+
+
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "source", "type", "subject"],
+    "properties": {
+        "id": {"type": "string", "minLength": 1},
+        "source": {"type": "string", "minLength": 1},
+        "specversion": {"type": "string", "default": "1.0"},
+        "type": {"type": "string", "minLength": 1, "maxLength": 128},
+        "subject": {"type": "string", "minLength": 1, "maxLength": 512},
+        "time": {"type": ["string", "null"], "format": "date-time"},
+        "datacontenttype": {"enum": ["application/json", None]},
+        "dataschema": {"type": ["string", "null"]},
+        "data": {"type": ["object", "null"]},
+    },
+}
+_EVENTS = {"type": "array", "items": _EVENT, "minItems": 1}
+_SECURITY: list[dict[str, list[str]]] = [{"HTTPBearer": []}]
+
+OPENAPI_PATHS: dict[str, Any] = {
+    "/api/v1/events": {
+        "post": {
+            "tags": ["Events"],
+            "operationId": "ingestEvents",
+            "summary": "Report usage as CloudEvents; stored once by (source, id), all of a batch or nothing.",
+            "security": _SECURITY,
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/cloudevents+json": {"schema": _EVENT},
+                    "application/cloudevents-batch+json": {"schema": _EVENTS},
+                    "application/json": {"schema": {"anyOf": [_EVENT, _EVENTS]}},
+                },
+            },
+            "responses": {"204": {"description": "Committed"}, **PROBLEM_RESPONSES},
+        }
+    },
+    "/api/v1/ingest/kong/{source}": {
+        "post": {
+            "tags": ["Events"],
+            "operationId": "ingestKong",
+            "summary": "Where Kong's http-log plugin posts: one log entry, or an array of them.",
+            "security": _SECURITY,
+            "parameters": [
+                {
+                    "name": "source",
+                    "in": "path",
+                    "required": True,
+                    "schema": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"},
+                }
+            ],
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/json": {"schema": {"anyOf": [{"type": "object"}, {"type": "array"}]}}
+                },
+            },
+            "responses": {
+                "200": {
+                    "description": "Committed; a bad entry is quarantined and harms no other",
+                    "content": {
+                        "application/json": {
+                            "schema": {
+                                "type": "object",
+                                "required": ["stored", "duplicate", "quarantined"],
+                                "properties": {
+                                    name: {"type": "integer"}
+                                    for name in ("stored", "duplicate", "quarantined")
+                                },
+                            }
+                        }
+                    },
+                },
+                **PROBLEM_RESPONSES,
+            },
+        }
+    },
+}

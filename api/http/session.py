@@ -1,0 +1,31 @@
+"""One request, one transaction: opened here, committed here, and only then is the answer sent."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy.orm import Session
+
+from api import clock
+
+__all__ = ["Now", "Snapshot", "Transaction"]
+
+
+def _transaction(request: Request) -> Iterator[Session]:
+    with request.app.state.sessions.begin() as session:
+        yield session
+
+
+def _snapshot(request: Request) -> Iterator[Session]:
+    """Everything that is read in it was true at one instant."""
+    with request.app.state.sessions.begin() as session:
+        session.connection(execution_options={"isolation_level": "REPEATABLE READ"})
+        yield session
+
+
+# FastAPI ends a plain dependency after the answer has been sent, when it is too late to report a failed
+# commit; scope="function" ends it before.
+Transaction = Annotated[Session, Depends(_transaction, scope="function")]
+Snapshot = Annotated[Session, Depends(_snapshot, scope="function")]
+Now = Annotated[datetime, Depends(clock.now)]

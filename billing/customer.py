@@ -1,0 +1,137 @@
+"""Customers: who pays. A customer owns the usage subjects that gateways report; a subject has one owner.
+
+Usage of a customer is that of its subject keys and of its own key. Both live in one table with the subject
+as primary key, so that no key can ever pay into two bills.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from sqlalchemy import ForeignKey, func, select, true
+from sqlalchemy.orm import Mapped, Session, mapped_column, relationship, selectinload
+
+from metering.database import Base, Id, Instant, ValueType
+from metering.errors import ConflictError, Issue, NotFoundError
+from metering.wire import WIRE
+
+__all__ = [
+    "Address",
+    "Customer",
+    "CustomerDeletedError",
+    "CustomerNotFoundError",
+    "SubjectOwner",
+    "customers_by_id",
+    "get_customer",
+    "list_customers",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    __pydantic_config__: ClassVar = WIRE
+
+    country: str | None = None
+    postal_code: str | None = None
+    state: str | None = None
+    city: str | None = None
+    line1: str | None = None
+    line2: str | None = None
+    phone_number: str | None = None
+
+
+class Customer(Base):
+    __tablename__ = "customers"
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    key: Mapped[str | None]
+    name: Mapped[str]
+    description: Mapped[str | None]
+    metadata_: Mapped[dict[str, str] | None] = mapped_column("metadata")
+    primary_email: Mapped[str | None]
+    currency: Mapped[str | None]
+    billing_address: Mapped[Address | None] = mapped_column(ValueType(Address))
+    created_at: Mapped[Instant]
+    updated_at: Mapped[Instant]
+    deleted_at: Mapped[Instant | None]
+
+    subjects: Mapped[list["SubjectOwner"]] = relationship(
+        lazy="raise", cascade="all, delete-orphan", order_by="SubjectOwner.position"
+    )
+
+    def require_living(self) -> None:
+        if self.deleted_at is not None:
+            message = f"the customer {self.id} was deleted"
+            raise CustomerDeletedError(message, Issue(code="customer_deleted", message=message))
+
+    @property
+    def subject_keys(self) -> list[str]:
+        """The subjects it was given, in the order given."""
+        return [owned.subject_key for owned in self.subjects if owned.position is not None]
+
+    @property
+    def usage_subjects(self) -> tuple[str, ...]:
+        """Every subject whose usage it pays for."""
+        return tuple(owned.subject_key for owned in self.subjects)
+
+
+class SubjectOwner(Base):
+    """A subject and the customer who pays for it; `position` is None for the customer's own key."""
+
+    __tablename__ = "subject_owners"
+
+    subject_key: Mapped[str] = mapped_column(primary_key=True)
+    customer_id: Mapped[Id] = mapped_column(ForeignKey("customers.id"), index=True)
+    position: Mapped[int | None]
+
+
+class CustomerNotFoundError(NotFoundError):
+    pass
+
+
+class CustomerDeletedError(ConflictError):
+    pass
+
+
+def get_customer(session: Session, id_or_key: str, *, lock: bool = False) -> Customer:
+    """By id (deleted ones too), else by key, else by one of its subjects."""
+    query = select(Customer).options(selectinload(Customer.subjects))
+    query = query.with_for_update() if lock else query
+    owner = select(SubjectOwner.customer_id).where(SubjectOwner.subject_key == id_or_key).scalar_subquery()
+    living = query.where(Customer.deleted_at.is_(None))
+    for candidate in (query.where(Customer.id == id_or_key), living.where(Customer.id == owner)):
+        if customer := session.scalar(candidate):
+            return customer
+    raise CustomerNotFoundError(f"no customer {id_or_key!r}")
+
+
+def customers_by_id(session: Session, ids: Iterable[str]) -> dict[str, Customer]:
+    query = select(Customer).options(selectinload(Customer.subjects)).where(Customer.id.in_(set(ids)))
+    return {customer.id: customer for customer in session.scalars(query)}
+
+
+def list_customers(
+    session: Session,
+    *,
+    key: str | None = None,
+    name: str | None = None,
+    primary_email: str | None = None,
+    subject: str | None = None,
+    include_deleted: bool = False,
+    offset: int = 0,
+    limit: int = 100,
+) -> tuple[Sequence[Customer], int]:
+    """One page by id, and how many there are; each text filter is "contains", in any case."""
+    subjects = select(SubjectOwner.customer_id).where(
+        SubjectOwner.subject_key.icontains(subject or "", autoescape=True)
+    )
+    conditions = [
+        Customer.key.icontains(key, autoescape=True) if key else true(),
+        Customer.name.icontains(name, autoescape=True) if name else true(),
+        Customer.primary_email.icontains(primary_email, autoescape=True) if primary_email else true(),
+        Customer.id.in_(subjects) if subject else true(),
+        true() if include_deleted else Customer.deleted_at.is_(None),
+    ]
+    count = session.scalar(select(func.count()).select_from(Customer).where(*conditions)) or 0
+    page = select(Customer).options(selectinload(Customer.subjects)).where(*conditions)
+    return session.scalars(page.order_by(Customer.id).offset(offset).limit(limit)).all(), count

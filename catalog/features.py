@@ -1,0 +1,205 @@
+"""Features: what customers get and pay for. A metered feature is a meter, narrowed by filters.
+
+A key names one living feature; archiving frees it, and what refers to the archived one keeps it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy import ForeignKey, Index, select
+from sqlalchemy.orm import Mapped, Session, joinedload, mapped_column, relationship
+
+from catalog.plan import KEY, MAX_KEY_LENGTH
+from metering import meters
+from metering.database import Base, Id, Instant, translating
+from metering.errors import ConflictError, InvalidError, Issue, NotFoundError
+from metering.ids import is_ulid, new_id
+from metering.meters import Meter, MeterNotFoundError
+
+__all__ = [
+    "Feature",
+    "FeatureExistsError",
+    "FeatureNotFoundError",
+    "MeterInUseError",
+    "archive_feature",
+    "create_feature",
+    "delete_meter",
+    "features_by_id",
+    "get_feature",
+    "latest_features",
+    "list_features",
+    "update_meter",
+]
+
+
+class Feature(Base):
+    __tablename__ = "features"
+    __table_args__ = (Index("features_key_key", "key", unique=True, postgresql_where="archived_at IS NULL"),)
+
+    id: Mapped[Id] = mapped_column(primary_key=True)
+    key: Mapped[str]
+    name: Mapped[str]
+    metadata_: Mapped[dict[str, str] | None] = mapped_column("metadata")
+    meter_id: Mapped[Id | None] = mapped_column(ForeignKey("meters.id"), index=True)
+    meter_group_by_filters: Mapped[dict[str, str] | None]
+    created_at: Mapped[Instant]
+    updated_at: Mapped[Instant]
+    archived_at: Mapped[Instant | None]
+
+    meter: Mapped[Meter | None] = relationship(lazy="raise")
+
+    @property
+    def filters(self) -> dict[str, tuple[str, ...]]:
+        """The meter's dimensions and the values that belong to this feature."""
+        return {name: (value,) for name, value in (self.meter_group_by_filters or {}).items()}
+
+
+class FeatureNotFoundError(NotFoundError):
+    pass
+
+
+class FeatureExistsError(ConflictError):
+    pass
+
+
+class MeterInUseError(ConflictError):
+    pass
+
+
+def create_feature(
+    session: Session,
+    *,
+    key: str,
+    name: str,
+    meter_slug: str | None = None,
+    meter_group_by_filters: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    now: datetime,
+) -> Feature:
+    meter = _meter_of(session, meter_slug)
+    issues = [*_key_issues(key), *_filter_issues(meter, meter_group_by_filters or {})]
+    if issues:
+        raise InvalidError(issues[0].message, *issues)
+    feature = Feature(
+        id=new_id(now),
+        key=key,
+        name=name,
+        metadata_=metadata,
+        meter=meter,
+        meter_group_by_filters=meter_group_by_filters,
+        created_at=now,
+        updated_at=now,
+    )
+    hint = "Archive it first (DELETE), or take another key."
+    taken = Issue(code="feature_exists", message=f"a feature {key!r} exists", field="$.key", hint=hint)
+    session.add(feature)
+    with translating({"features_key_key": FeatureExistsError(taken.message, taken)}):
+        session.flush()
+    return feature
+
+
+def _meter_of(session: Session, slug: str | None) -> Meter | None:
+    """The meter, locked: it can't be deleted or lose a dimension before this feature is committed."""
+    if slug is None:
+        return None
+    try:
+        return meters.get_meter(session, slug, lock=True)
+    except MeterNotFoundError as error:
+        hint = "GET /api/v1/meters lists those that exist."
+        issue = Issue(code="meter_not_found", message=error.detail, field="$.meterSlug", hint=hint)
+        raise InvalidError(error.detail, issue) from None
+
+
+def _key_issues(key: str) -> Iterable[Issue]:
+    if not KEY.fullmatch(key) or len(key) > MAX_KEY_LENGTH or is_ulid(key):
+        hint = "Lower-case letters and digits, with single _ or - between them; not in the form of an id."
+        yield Issue(code="invalid_key", message=f"{key!r} is not a usable key", field="$.key", hint=hint)
+
+
+def _filter_issues(meter: Meter | None, filters: Mapping[str, str]) -> Iterable[Issue]:
+    known = meter.group_by if meter else {}
+    for name in filters:
+        if name not in known:
+            hint = f"The meter's dimensions: {', '.join(sorted(known)) or 'none'}."
+            message = f"{name!r} is not a dimension of the meter"
+            where = f"$.meterGroupByFilters.{name}"
+            yield Issue(code="unknown_group_by", message=message, field=where, hint=hint)
+
+
+def list_features(
+    session: Session, *, meter_slugs: Sequence[str] = (), include_archived: bool = False
+) -> Sequence[Feature]:
+    """Features by key, newest version last."""
+    query = select(Feature).options(joinedload(Feature.meter)).order_by(Feature.key, Feature.id)
+    if not include_archived:
+        query = query.where(Feature.archived_at.is_(None))
+    if meter_slugs:
+        query = query.where(Feature.meter.has(Meter.slug.in_(meter_slugs)))
+    return session.scalars(query).all()
+
+
+def get_feature(session: Session, id_or_key: str) -> Feature:
+    """By id, archived too; else the living one of that key."""
+    query = select(Feature).options(joinedload(Feature.meter))
+    feature = session.scalar(query.where(Feature.id == id_or_key)) or session.scalar(
+        query.where(Feature.key == id_or_key, Feature.archived_at.is_(None))
+    )
+    if feature is None:
+        raise FeatureNotFoundError(f"no feature {id_or_key!r}")
+    return feature
+
+
+def latest_features(session: Session, keys: Iterable[str]) -> dict[str, Feature]:
+    """The newest feature of each key, archived or not; living ones win."""
+    query = (
+        select(Feature).where(Feature.key.in_(set(keys))).order_by(Feature.archived_at.is_(None), Feature.id)
+    )
+    return {feature.key: feature for feature in session.scalars(query)}
+
+
+def features_by_id(session: Session, ids: Iterable[str]) -> dict[str, Feature]:
+    """Those features, archived too, with their meters."""
+    query = select(Feature).options(joinedload(Feature.meter)).where(Feature.id.in_(set(ids)))
+    return {feature.id: feature for feature in session.scalars(query)}
+
+
+def archive_feature(session: Session, feature: Feature, *, now: datetime) -> None:
+    """It can't be sold any more; plans and subscriptions that have it keep it."""
+    feature.archived_at = feature.archived_at or now
+    session.flush()
+
+
+def update_meter(
+    session: Session,
+    id_or_slug: str,
+    *,
+    name: str | None,
+    description: str | None,
+    metadata: Mapping[str, str] | None,
+    group_by: Mapping[str, str],
+    now: datetime,
+) -> Meter:
+    """Change a meter, but take no dimension away by which a feature is told from others."""
+    meter = meters.get_meter(session, id_or_slug, lock=True)
+    for feature in _users(session, meter):
+        for dimension in feature.filters:
+            if group_by.get(dimension) != meter.group_by[dimension]:
+                message = f"the feature {feature.key!r} filters by {dimension!r}"
+                raise MeterInUseError(message, Issue(code="meter_in_use", message=message, field="$.groupBy"))
+    return meters.update_meter(
+        session, meter, name=name, description=description, metadata=metadata, group_by=group_by, now=now
+    )
+
+
+def delete_meter(session: Session, id_or_slug: str, *, now: datetime) -> None:
+    """Delete a meter that no living feature uses; archived ones are billed by it as before."""
+    meter = meters.get_meter(session, id_or_slug, lock=True)
+    if users := [feature for feature in _users(session, meter) if feature.archived_at is None]:
+        message = f"the meter {meter.slug!r} is used by the feature {users[0].key!r}"
+        raise MeterInUseError(message, Issue(code="meter_in_use", message=message, hint="Archive it first."))
+    meters.delete_meter(session, meter, now=now)
+
+
+def _users(session: Session, meter: Meter) -> Sequence[Feature]:
+    """Archived features too: subscriptions may still be billed by them."""
+    return session.scalars(select(Feature).where(Feature.meter_id == meter.id).order_by(Feature.id)).all()

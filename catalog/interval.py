@@ -1,0 +1,72 @@
+"""Recurring stretches of calendar time, written as ISO 8601 durations: P1M, P2W, PT1H.
+
+The n-th recurrence is always counted from the anchor, never from the one before: the 31st of January plus
+one month is the 28th of February, plus two months the 31st of March.
+"""
+
+import calendar
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+
+from metering.errors import InvalidError, Issue
+from metering.period import Period
+
+__all__ = ["Interval", "InvalidIntervalError", "parse_interval"]
+
+_DURATION = re.compile(
+    r"P(?:(\d{1,4})Y)?(?:(\d{1,5})M)?(?:(\d{1,5})W)?(?:(\d{1,6})D)?"
+    r"(?:T(?=\d)(?:(\d{1,6})H)?(?:(\d{1,6})M)?(?:(\d{1,8})S)?)?"
+)
+
+
+class InvalidIntervalError(InvalidError):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """Whole months plus a fixed time."""
+
+    months: int
+    time: timedelta
+
+    def after(self, anchor: datetime, count: int = 1) -> datetime:
+        """`anchor` plus `count` intervals, on the anchor's day of the month or the month's last."""
+        at = anchor.astimezone(UTC)
+        month = at.year * 12 + at.month - 1 + self.months * count
+        year, month = month // 12, month % 12 + 1
+        day = min(at.day, calendar.monthrange(year, month)[1])
+        return at.replace(year=year, month=month, day=day) + self.time * count
+
+    def period_of(self, anchor: datetime, instant: datetime) -> Period:
+        """The recurrence that holds `instant`, counting both ways from `anchor`."""
+        length = self.after(anchor) - anchor
+        count = (instant - anchor) // length
+        while self.after(anchor, count) > instant:
+            count -= 1
+        while self.after(anchor, count + 1) <= instant:
+            count += 1
+        return Period(start=self.after(anchor, count), end=self.after(anchor, count + 1))
+
+    def divides(self, other: "Interval") -> bool:
+        """Whether `other` is a whole number of these."""
+        if self.months or other.months:
+            plain = not self.time and not other.time and self.months > 0
+            return plain and other.months % self.months == 0
+        return other.time % self.time == timedelta(0)
+
+
+@cache
+def parse_interval(text: str) -> Interval:
+    """Read an ISO 8601 duration, longer than nothing."""
+    match = _DURATION.fullmatch(text)
+    years, months, weeks, days, hours, minutes, seconds = map(int, match.groups("0")) if match else (0,) * 7
+    time = timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
+    interval = Interval(years * 12 + months, time)
+    if interval == Interval(0, timedelta(0)):
+        message = f"{text!r} is not an ISO 8601 duration"
+        issue = Issue(code="invalid_duration", message=message, hint="Write P1M for a month, P1Y, P2W, PT1H.")
+        raise InvalidIntervalError(message, issue)
+    return interval

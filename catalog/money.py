@@ -1,0 +1,41 @@
+"""Money: exact decimals in a currency, rounded by one function, once per detailed invoice line."""
+
+from decimal import Decimal
+from fractions import Fraction
+from functools import cache
+
+from babel.core import get_global
+from babel.numbers import get_currency_precision, list_currencies
+
+from metering.exact import EXACT
+
+__all__ = ["is_currency", "minor_digits", "round_money"]
+
+
+@cache
+def is_currency(code: str) -> bool:
+    """Whether `code` is a currency of ISO 4217, such as USD; withdrawn ones and test codes are not."""
+    return code in list_currencies("en") and code in _in_use()
+
+
+@cache
+def _in_use() -> frozenset[str]:
+    """Currencies that some territory uses as tender today (Unicode CLDR)."""
+    territories = get_global("territory_currencies")
+    return frozenset(
+        code for uses in territories.values() for code, _, end, tender in uses if tender and end is None
+    )
+
+
+@cache
+def minor_digits(currency: str) -> int:
+    """Digits after the point of the currency's minor unit: USD 2, JPY 0, KWD 3."""
+    return get_currency_precision(currency)
+
+
+def round_money(amount: Decimal | Fraction, currency: str) -> Decimal:
+    """The amount in whole minor units, halves away from zero. The only place where money is rounded."""
+    scale = 10 ** minor_digits(currency)
+    exact = Fraction(amount) * scale
+    units = (2 * abs(exact.numerator) + exact.denominator) // (2 * exact.denominator)
+    return EXACT.scaleb(Decimal(units if exact >= 0 else -units), -minor_digits(currency))

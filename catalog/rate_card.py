@@ -1,0 +1,71 @@
+"""Rate cards and phases: what a plan sells, for which price, how often, and for how long."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from catalog.price import FlatPrice, Price
+from metering.wire import WIRE
+
+__all__ = ["BooleanEntitlement", "FlatFeeRateCard", "Phase", "RateCard", "UsageBasedRateCard"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BooleanEntitlement:
+    """The subscriber may use the feature."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["boolean"]
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlatFeeRateCard:
+    """A fee for each billing cadence, or once when it has none."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["flat_fee"]
+    key: str
+    name: str
+    description: str | None = None
+    metadata: Mapping[str, str] | None = None
+    feature_key: str | None = None
+    entitlement_template: BooleanEntitlement | None = None
+    billing_cadence: str | None = None
+    price: FlatPrice | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageBasedRateCard:
+    """A price on the usage of a metered feature, billed each billing cadence."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["usage_based"]
+    key: str
+    name: str
+    description: str | None = None
+    metadata: Mapping[str, str] | None = None
+    feature_key: str | None = None
+    entitlement_template: BooleanEntitlement | None = None
+    billing_cadence: str
+    price: Price | None = None
+
+
+RateCard = FlatFeeRateCard | UsageBasedRateCard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """A stretch of the contract with its own rate cards; only the last has no duration."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    key: str
+    name: str
+    description: str | None = None
+    metadata: Mapping[str, str] | None = None
+    duration: str | None = None
+    rate_cards: tuple[RateCard, ...]

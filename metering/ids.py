@@ -1,0 +1,47 @@
+"""Ids: ULIDs for things we make, derived ids for things that follow from others, 16-byte keys for events."""
+
+import re
+import uuid
+from datetime import datetime
+from hashlib import blake2b
+
+from ulid import ULID
+
+__all__ = ["derived_id", "event_key", "is_ulid", "new_id"]
+
+_ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}")
+_UUID7 = re.compile(r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-7[0-9a-fA-F]{3}-[89abAB][0-9a-fA-F]{3}-[0-9a-fA-F]{12}")
+
+
+def new_id(now: datetime) -> str:
+    """A fresh ULID: 26 characters that sort by `now`."""
+    return str(ULID.from_datetime(now))
+
+
+def derived_id(*identity: str) -> str:
+    """The ULID-shaped id of a thing that is computed, not stored: the same identity, the same id."""
+    return str(ULID.from_bytes(blake2b("\0".join(identity).encode(), digest_size=16).digest()))
+
+
+def is_ulid(text: str) -> bool:
+    return _ULID.fullmatch(text) is not None
+
+
+def event_key(source: str, event_id: str) -> uuid.UUID:
+    """The primary key of an event: 128 bits made of (source, id), which decide whether two are the same.
+
+    An id that begins with a time (ULID, UUIDv7) keeps its 48-bit time in front, so that keys arrive almost
+    sorted and the index stays cheap; the other 80 bits are a hash of the pair.
+    """
+    identity = f"{source}\0{event_id}".encode()
+    time = _time_prefix(event_id)
+    digest = blake2b(identity, digest_size=16 - len(time)).digest()
+    return uuid.UUID(bytes=time + digest)
+
+
+def _time_prefix(event_id: str) -> bytes:
+    if len(event_id) == 26 and _ULID.fullmatch(event_id):
+        return ULID.from_str(event_id.upper()).bytes[:6]
+    if len(event_id) == 36 and _UUID7.fullmatch(event_id):
+        return bytes.fromhex(event_id[:8] + event_id[9:13])
+    return b""
