@@ -23,7 +23,12 @@ from metering.errors import TollgateError
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Usage metering and billing.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Usage metering and billing.",
+)
 key_commands = typer.Typer(no_args_is_help=True, help="API keys: who may call the server, and do what.")
 app.add_typer(key_commands, name="keys")
 
@@ -87,7 +92,7 @@ def run_demo(
     data_dir: DataDir = None,
 ) -> None:
     """Start a server, send it a minute of gateway traffic, and show the invoice preview."""
-    demo.run(_settings(data_dir), leave=leave)
+    demo.run(from_environment(), leave=leave, data_dir=data_dir)
 
 
 @contextmanager

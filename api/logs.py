@@ -1,4 +1,4 @@
-"""One line per event on standard error: readable on a terminal, JSON for machines; money as text, no secrets."""
+"""One line per event on standard error, for people on a terminal and JSON for machines; no secrets."""
 
 import logging
 import sys

@@ -48,7 +48,7 @@ from urllib.parse import quote
 
 import psycopg
 
-__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError"]
+__all__ = ["EmbeddedPostgres", "EmbeddedPostgresError", "running_url"]
 
 Say = Callable[[str], None]
 
@@ -851,7 +851,7 @@ class EmbeddedPostgres:
         """For SQLAlchemy with psycopg; known, and the same, from entering to leaving."""
         if self._sockets is None:
             raise EmbeddedPostgresError(f"PostgreSQL in {self._data_dir} is not running.")
-        return f"postgresql+psycopg://{NAME}@/{NAME}?host={quote(str(self._sockets))}&port={PORT}"
+        return url_at(str(self._sockets))
 
     @property
     def pid(self) -> int | None:
@@ -960,3 +960,26 @@ def explain(error: OSError | psycopg.Error, data_dir: Path) -> str:
         case errno.ENOTDIR | errno.EEXIST:
             return f"{where} can't be a directory, since a file is in its way: choose another --data-dir."
     return f"PostgreSQL can't run in {data_dir}: {error.strerror or error} ({where})."
+
+
+def url_at(sockets: str) -> str:
+    return f"postgresql+psycopg://{NAME}@/{NAME}?host={quote(sockets)}&port={PORT}"
+
+
+def running_url(data_dir: Path) -> str | None:
+    """The database of a server that runs in `data_dir` now, for those who only want to look in."""
+    try:
+        file = os.open(data_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        # The fifth line of PostgreSQL's own pid file is the directory of its socket.
+        lines = (data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
+        return url_at(lines[4])
+    except OSError:
+        return None
+    finally:
+        os.close(file)
+    return None

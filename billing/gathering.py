@@ -37,7 +37,7 @@ class GatheringLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatheringInvoice:
-    """All that one customer would pay; whoever pays at all pays in one currency (billing/subscriptions.py)."""
+    """All that one customer would pay: in one currency, which the first priced subscription settles."""
 
     customer: Customer
     currency: str

@@ -15,8 +15,8 @@ from metering.period import Period, window_of, windows, zone_of
 __all__ = ["query_usage"]
 
 _AGGREGATES: Mapping[str, str] = {
-    "COUNT": "count(*)",
-    "UNIQUE_COUNT": "count(DISTINCT text)",
+    "COUNT": "CAST(count(*) AS numeric)",
+    "UNIQUE_COUNT": "CAST(count(DISTINCT text) AS numeric)",
     "SUM": "sum(number)",
     "AVG": "sum(number)",
     "MIN": "min(number)",

@@ -335,7 +335,8 @@ def test_an_orphan_is_stopped_first_as_where_the_kernel_does_not_do_it(home: Pat
 
 def test_a_postgres_that_a_person_started_is_named_and_left_alone(home: Path) -> None:
     binary, database = find_programs() / "bin" / "postgres", home / "postgres"
-    command = [str(binary), "-D", str(database), "-c", "listen_addresses=", "-k", "/tmp"]  # noqa: S108
+    sockets = socket_dir(home, account_for(database))
+    command = [str(binary), "-D", str(database), "-c", "listen_addresses=", "-k", str(sockets)]
     with ended(by_hand(home, command)) as process:
         until(lambda: is_ready(home, process))
         message = refusal(home)

@@ -115,6 +115,8 @@ class _Front:
             await self.app(scope, _limited(receive), send)
         except _BodyTooLarge:
             await of_error(body_too_large(), request_id)(scope, receive, send)
+        except Exception:  # noqa: BLE001, S110  problems.py has logged and answered it, Starlette raises it again
+            pass
 
     async def _take(self, scope: Scope, receive: Receive, request_id: str) -> Response:
         try:

@@ -39,7 +39,7 @@ class PlanReplaceUpdate(Body):
     billing_cadence: str
     pro_rating_config: ProRatingConfig = ProRatingConfig()
     settlement_mode: Literal["credit_then_invoice"] = "credit_then_invoice"
-    phases: tuple[Phase, ...] = Field(min_length=1)
+    phases: Annotated[list[Phase], Field(min_length=1)]
 
 
 class PlanCreate(PlanReplaceUpdate):
@@ -81,7 +81,7 @@ def _body(session: Session, plan: Plan, now: datetime) -> PlanBody:
         currency=plan.currency,
         billing_cadence=plan.billing_cadence,
         pro_rating_config=ProRatingConfig(enabled=plan.pro_rating),
-        phases=plan.phases,
+        phases=list(plan.phases),
         status=status,
         effective_from=plan.effective_from,
         effective_to=plan.effective_to,
@@ -133,7 +133,7 @@ def create(session: Transaction, now: Now, body: PlanCreate) -> PlanBody:
         currency=body.currency,
         billing_cadence=body.billing_cadence,
         pro_rating=body.pro_rating_config.enabled,
-        phases=body.phases,
+        phases=tuple(body.phases),
         now=now,
     )
     return _body(session, plan, now)
@@ -161,7 +161,7 @@ def update(session: Transaction, now: Now, planId: str, body: PlanReplaceUpdate)
         metadata=body.metadata,
         billing_cadence=body.billing_cadence,
         pro_rating=body.pro_rating_config.enabled,
-        phases=body.phases,
+        phases=tuple(body.phases),
         now=now,
     )
     return _body(session, plan, now)

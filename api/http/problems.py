@@ -129,7 +129,7 @@ def _domain(request: Request, error: Exception) -> Response:
 
 def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  the type it is registered for
-    issues = [_issue(found) for found in _of_the_meant_branch(error.errors())]
+    issues = list(dict.fromkeys(_issue(found) for found in _of_the_meant_branch(error.errors())))
     detail = f"{issues[0].message} at {issues[0].field}" if issues else "the request is not valid"
     return problem(400, detail, request_id=request_id_of(request), issues=issues)
 

@@ -1,0 +1,118 @@
+"""What tests run on: a real PostgreSQL with the migrated schema, and real server processes.
+
+TOLLGATE_TEST_DATABASE_URL points the tests at a PostgreSQL of one's own (its user must be allowed to create
+databases); otherwise they start the embedded one.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import httpx
+import pytest
+from hypothesis import settings
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.orm import Session
+
+from api.migrations import migrate
+from api.postgres import EmbeddedPostgres
+from tests.server import Server
+
+settings.register_profile("tollgate", deadline=None, derandomize=True)
+settings.load_profile("tollgate")
+
+TEMPLATE = "tollgate_template"
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A PostgreSQL server with a migrated template database."""
+    if url := os.environ.get("TOLLGATE_TEST_DATABASE_URL"):
+        yield url
+        return
+    with EmbeddedPostgres(tmp_path_factory.mktemp("data")) as postgres:
+        yield postgres.url
+
+
+@pytest.fixture(scope="session")
+def template(postgres_url: str) -> Iterator[str]:
+    """The name of a migrated database that others are copied from."""
+    name = f"{TEMPLATE}_{os.getpid()}"
+    _administer(postgres_url, f"CREATE DATABASE {name}")
+    engine = create_engine(_named(postgres_url, name))
+    migrate(engine)
+    engine.dispose()
+    yield name
+    _administer(postgres_url, f"DROP DATABASE {name}")
+
+
+@pytest.fixture
+def database_url(postgres_url: str, template: str) -> Iterator[str]:
+    """A fresh, migrated database."""
+    yield from _copied(postgres_url, template)
+
+
+@pytest.fixture(scope="module")
+def shared_database_url(postgres_url: str, template: str) -> Iterator[str]:
+    """A migrated database that a module's tests share."""
+    yield from _copied(postgres_url, template)
+
+
+def _copied(postgres_url: str, template: str) -> Iterator[str]:
+    name = f"tollgate_test_{os.getpid()}_{next(_numbers)}"
+    _administer(postgres_url, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _named(postgres_url, name)
+    _administer(postgres_url, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _named(url: str, database: str) -> str:
+    return make_url(url).set(database=database).render_as_string(hide_password=False)
+
+
+def _administer(url: str, statement: str) -> None:
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(statement))
+    engine.dispose()
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = create_engine(database_url, connect_args={"options": "-c timezone=UTC"})
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def session(engine: Engine) -> Iterator[Session]:
+    """One transaction, rolled back at the end."""
+    with Session(engine, expire_on_commit=False) as session:
+        yield session
+
+
+@pytest.fixture(scope="module")
+def server(shared_database_url: str) -> Iterator[Server]:
+    """A server process that a module's tests share."""
+    with Server(environment={"TOLLGATE_DATABASE_URL": shared_database_url}) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[httpx.Client]:
+    """Talks to the module's server with an admin key."""
+    with server.client() as client:
+        yield client
+
+
+@pytest.fixture
+def now() -> datetime:
+    """A fixed instant for operations that are told the time."""
+    return datetime(2026, 3, 15, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    return tmp_path / "data"
