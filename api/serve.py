@@ -41,7 +41,12 @@ def serve(settings: Settings) -> None:
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(engine, settings), log_config=None, access_log=False, timeout_graceful_shutdown=30
+                create_app(engine, settings),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_keep_alive=75,  # longer than Kong's 60 s: the client ends idle connections
+                timeout_graceful_shutdown=30,
             )
         )
         print(f"Tollgate is running at {url} (docs: {url}/api/docs). Ctrl-C stops it.", flush=True)  # noqa: T201
@@ -70,7 +75,7 @@ def _is_loopback(host: str) -> bool:
 
 @contextmanager
 def _bound(settings: Settings) -> Iterator[socket.socket]:
-    """The port, taken before anything else is started; it listens only once the server is ready."""
+    """The port, taken before anything else is started; whoever connects early waits until all is ready."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

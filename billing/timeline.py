@@ -78,12 +78,12 @@ _TICK = datetime.resolution
 
 
 def charges(contract: Contract, *, until: datetime) -> list[Charge]:
-    """Every charge whose service period has begun by `until`, in the order of the timeline.
+    """Every charge whose service period has begun by `until`: by period, within it as the plan lists them.
 
     A one-time fee in arrears is due when its phase ends, and so is no charge while that is open.
     """
     found = [charge for item in contract.items for charge in _charges_of(contract, item, until)]
-    return sorted(found, key=lambda charge: (charge.period.start, charge.item.phase_key, charge.item.key))
+    return sorted(found, key=lambda charge: charge.period.start)
 
 
 def _charges_of(contract: Contract, item: ContractItem, until: datetime) -> Iterator[Charge]:

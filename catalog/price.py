@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import ClassVar, Literal
 
 from metering.errors import Issue
+from metering.exact import plain
 from metering.wire import WIRE
 
 __all__ = ["PRICE_TYPES", "FlatPrice", "PaymentTerm", "Price", "UnitPrice", "check_price"]
@@ -26,6 +27,9 @@ class FlatPrice:
     amount: Decimal
     payment_term: PaymentTerm = "in_advance"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "amount", _written_out(self.amount))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitPrice:
@@ -36,6 +40,19 @@ class UnitPrice:
     type: Literal["unit"]
     amount: Decimal
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "amount", _written_out(self.amount))
+
+
+def _written_out(amount: Decimal) -> Decimal:
+    """1E+2 as 100, which is how the wire spells it; what check_price will refuse stays as it is."""
+    return Decimal(plain(amount)) if _in_range(amount) else amount
+
+
+def _in_range(amount: Decimal) -> bool:
+    exponent = amount.as_tuple().exponent
+    return isinstance(exponent, int) and max(amount.adjusted() + 1, -exponent) <= MAX_DIGITS
+
 
 Price = FlatPrice | UnitPrice
 PRICE_TYPES = ("flat", "unit")
@@ -43,8 +60,7 @@ PRICE_TYPES = ("flat", "unit")
 
 def check_price(price: Price, path: str) -> Iterator[Issue]:
     """Everything that is wrong with a price; `path` is where it stands in the request."""
-    exponent = price.amount.as_tuple().exponent
-    if not isinstance(exponent, int) or max(price.amount.adjusted() + 1, -exponent) > MAX_DIGITS:
+    if not _in_range(price.amount):
         message = f"an amount has at most {MAX_DIGITS} digits before and after the point"
         yield Issue(code="price_amount_out_of_range", message=message, field=f"{path}.amount")
     if price.amount < 0:

@@ -8,7 +8,7 @@ with others.
 import json
 import re
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Literal
 
@@ -35,6 +35,7 @@ Type = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Subject = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 """Type and subject are indexed together, and at 4 bytes a character just fit an index entry's 2,704."""
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9990, 1, 1, tzinfo=UTC)
 NULL = msgspec.Raw(b"null")
 
 
@@ -110,12 +111,15 @@ def _checked(wire: _Wire, path: str, now: datetime) -> Event:
     for name in ("id", "source", "type", "subject", "dataschema"):
         if "\0" in (getattr(wire, name) or ""):
             raise _unstorable(f"{name} must not contain the character U+0000", f"{path}.{name}")
+    time = wire.time or now
+    if not EARLIEST <= time < LATEST:
+        raise _unstorable("time must lie between 1970 and 9990", f"{path}.time")
     return Event(
         id=wire.id,
         source=wire.source,
         type=wire.type,
         subject=wire.subject,
-        time=wire.time or now,
+        time=time,
         data=_checked_data(bytes(wire.data), f"{path}.data"),
         specversion=wire.specversion,
         dataschema=wire.dataschema,

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from api.migrations import migrate
 from api.postgres import EmbeddedPostgres
-from tests.server import Server
+from tests.server import Server, open_place
 
 settings.register_profile("tollgate", deadline=None, derandomize=True)
 settings.load_profile("tollgate")
@@ -53,6 +53,12 @@ def template(postgres_url: str) -> Iterator[str]:
 def database_url(postgres_url: str, template: str) -> Iterator[str]:
     """A fresh, migrated database."""
     yield from _copied(postgres_url, template)
+
+
+@pytest.fixture
+def empty_database_url(postgres_url: str) -> Iterator[str]:
+    """A fresh database that no migration has seen."""
+    yield from _copied(postgres_url, "template1")
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +117,13 @@ def client(server: Server) -> Iterator[httpx.Client]:
 def now() -> datetime:
     """A fixed instant for operations that are told the time."""
     return datetime(2026, 3, 15, 12, 0, tzinfo=UTC)
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """An empty directory where the embedded PostgreSQL can live, whoever runs the tests."""
+    with open_place() as place:
+        yield place
 
 
 @pytest.fixture

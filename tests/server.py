@@ -1,19 +1,88 @@
-"""A real Tollgate server process for tests, on a port the system gives."""
+"""Real Tollgate processes for tests: a server on a port that the system gives, and commands that end."""
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 
 ADMIN_KEY = "tg_test_admin"
 START_SECONDS = 60.0
+ROOT = Path(__file__).parent.parent
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Wait for it to come true; fail when it does not."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs; a zombie, which a container's first process may never bury, does not."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")")[-1].split()[0] != "Z"
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return not Path("/proc/self").exists()
+
+
+@contextmanager
+def open_place() -> Iterator[Path]:
+    """A directory that PostgreSQL's account can enter when root runs the tests; pytest's own are private."""
+    place = Path(tempfile.mkdtemp(prefix="tollgate-http-")).resolve()
+    place.chmod(0o711)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place)
+
+
+def environment_of(extra: Mapping[str, str] = {}) -> dict[str, str]:
+    """Ours without any TOLLGATE_*, and `extra`."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
+    return {**clean, "COLUMNS": "200", **extra}
+
+
+def tollgate(
+    *arguments: str, environment: Mapping[str, str] = {}, seconds: float = 90
+) -> "subprocess.CompletedProcess[str]":
+    """Run a command of the command line to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "api", *arguments],
+        env=environment_of(environment),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def refusal(*arguments: str, environment: Mapping[str, str] = {}) -> str:
+    """What a command that can't work says: one line on standard error, and a status that is not 0."""
+    ended = tollgate(*arguments, environment=environment)
+    said = [line for line in ended.stderr.splitlines() if not line.startswith("{")]
+    assert ended.returncode not in (0, None), ended.stdout
+    assert "Traceback" not in ended.stderr + ended.stdout, ended.stderr
+    assert "running at" not in ended.stdout
+    assert len(said) == 1, ended.stderr
+    assert said[0].startswith("tollgate: "), ended.stderr
+    return said[0].removeprefix("tollgate: ")
 
 
 @dataclass
@@ -23,9 +92,9 @@ class Server:
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
-    _process: "subprocess.Popen[str] | None" = None
-    _ready: threading.Event = field(default_factory=threading.Event)
     url: str = ""
+    _process: "subprocess.Popen[str] | None" = None
+    _listener: threading.Thread | None = None
 
     def __enter__(self) -> Self:
         self.start()
@@ -45,41 +114,50 @@ class Server:
 
     def start(self) -> None:
         self.lines.clear()
-        self._ready.clear()
-        clean = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}
+        self.url = ""
+        ready = threading.Event()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "api", "serve", "--port", "0", *self.arguments],
-            env={**clean, "TOLLGATE_API_KEY": ADMIN_KEY, **self.environment},
-            cwd=Path(__file__).parent.parent,
+            env=environment_of({"TOLLGATE_API_KEY": ADMIN_KEY, **self.environment}),
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
-        assert self._ready.wait(START_SECONDS), f"the server did not start:\n{self.output}"
+        self._listener = threading.Thread(target=self._listen, args=(self._process, ready), daemon=True)
+        self._listener.start()
+        assert ready.wait(START_SECONDS), f"the server did not start:\n{self.output}"
         assert self.url, f"the server ended:\n{self.output}"
 
-    def _listen(self, process: "subprocess.Popen[str]") -> None:
+    def _listen(self, process: "subprocess.Popen[str]", ready: threading.Event) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.lines.append(line)
-            if found := re.search(r"running at (http://\S+)", line):
-                self.url = found[1]
-                self._ready.set()
-        self._ready.set()
+        with process.stdout as output:
+            for line in output:
+                self.lines.append(line)
+                if found := re.search(r"running at (http://\S+)", line):
+                    self.url = found[1]
+                    ready.set()
+        ready.set()
 
     def kill(self) -> None:
         """As a crash would: SIGKILL, and no goodbye."""
         self.process.kill()
-        self.process.wait()
+        self._wait()
         self.url = ""
 
-    def stop(self) -> int:
+    def stop(self, kind: signal.Signals = signal.SIGTERM) -> int:
         """Orderly; returns the exit status."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout=60)
+            self.process.send_signal(kind)
+        return self._wait()
 
-    def client(self, key: str | None = ADMIN_KEY) -> httpx.Client:
+    def _wait(self) -> int:
+        """Until it has ended and `output` is complete."""
+        status = self.process.wait(timeout=60)
+        if self._listener is not None:
+            self._listener.join(timeout=60)
+        return status
+
+    def client(self, key: str | None = ADMIN_KEY, **options: Any) -> httpx.Client:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return httpx.Client(base_url=self.url, headers=headers, timeout=30)
+        return httpx.Client(base_url=self.url, headers=headers, timeout=30, **options)

@@ -107,6 +107,10 @@ class _Front:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
+        if b"%00" in scope.get("raw_path", b"") + scope["query_string"]:
+            detail = "PostgreSQL can't hold U+0000, so nothing here has it in its name"
+            await problem(400, detail, request_id=request_id)(scope, receive, send)
+            return
         if self.ingest.takes(scope):
             response = await self._take(scope, receive, request_id)
             await response(scope, receive, send)

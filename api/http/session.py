@@ -24,8 +24,13 @@ def _snapshot(request: Request) -> Iterator[Session]:
         yield session
 
 
+async def _now() -> datetime:
+    """Asynchronous, so that reading a clock takes no thread."""
+    return clock.now()
+
+
 # FastAPI ends a plain dependency after the answer has been sent, when it is too late to report a failed
 # commit; scope="function" ends it before.
 Transaction = Annotated[Session, Depends(_transaction, scope="function")]
 Snapshot = Annotated[Session, Depends(_snapshot, scope="function")]
-Now = Annotated[datetime, Depends(clock.now)]
+Now = Annotated[datetime, Depends(_now)]

@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter
-from pydantic import StringConstraints
+from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from api.http.auth import admin, reader
@@ -27,7 +27,7 @@ router = APIRouter(prefix="/api/v1/subscriptions", tags=["Subscriptions"], route
 
 class PlanReferenceInput(Body):
     key: Key
-    version: int | None = None
+    version: Annotated[int, Field(ge=1, lt=2**31)] | None = None
 
 
 class PlanReference(Body):

@@ -1,0 +1,309 @@
+"""The official OpenMeter SDK, unchanged, as Tollgate's client: its synchronous and its asynchronous half.
+
+Each test is written once. What an operation of the asynchronous half returns is awaited by `Sdk.done`.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import openmeter
+import openmeter.aio
+import pytest
+from corehttp.exceptions import (
+    ClientAuthenticationError,
+    HttpResponseError,
+    ResourceExistsError,
+    ResourceNotFoundError,
+)
+from openmeter import models
+
+from tests.server import ADMIN_KEY, Server
+
+MARCH = datetime(2026, 3, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Sdk:
+    """A client, how to wait for its answers, and how to read all of a paged list."""
+
+    kind: str
+    client: Any
+    done: Callable[[Any], Any]
+    every: Callable[[Any], list[Any]] = field(default=list)
+
+    def name(self, stem: str) -> str:
+        """Both halves talk to one server: a name for each."""
+        return f"{stem}_{self.kind}"
+
+
+@pytest.fixture(scope="module", params=["sync", "aio"])
+def sdk(request: pytest.FixtureRequest, server: Server) -> Iterator[Sdk]:
+    if request.param == "sync":
+        with openmeter.Client(endpoint=server.url, token=ADMIN_KEY) as client:
+            yield Sdk("sync", client, lambda answer: answer)
+    else:
+        yield from _asynchronous(server)
+
+
+def _asynchronous(server: Server) -> Iterator[Sdk]:
+    async def every(pages: Any) -> list[Any]:
+        return [item async for item in pages]
+
+    async def opened() -> Any:
+        return await openmeter.aio.Client(endpoint=server.url, token=ADMIN_KEY).__aenter__()
+
+    with asyncio.Runner() as loop:
+        client = loop.run(opened())
+        yield Sdk(
+            "aio", client, lambda answer: loop.run(_waited(answer)), lambda pages: loop.run(every(pages))
+        )
+        loop.run(client.close())
+
+
+async def _waited(answer: Any) -> Any:
+    return await answer
+
+
+def event(number: int, kind: str, *, subject: str = "someone", **data: object) -> models.Event:
+    return models.Event(
+        id=f"{kind}-{number}",
+        source="the-sdk",
+        specversion="1.0",
+        type=kind,
+        subject=subject,
+        time=MARCH + timedelta(minutes=number),
+        data=data,
+    )
+
+
+def token_meter(slug: str) -> models.MeterCreate:
+    return models.MeterCreate(
+        slug=slug,
+        name="Tokens",
+        aggregation="SUM",
+        event_type=slug,
+        value_property="$.tokens",
+        group_by={"model": "$.model", "type": "$.type"},
+    )
+
+
+def usage_card(feature_key: str) -> models.RateCardUsageBased:
+    return models.RateCardUsageBased(
+        type="usage_based",
+        key=feature_key,
+        feature_key=feature_key,
+        name="Prompt tokens",
+        billing_cadence="P1M",
+        price=models.UnitPriceWithCommitments(type="unit", amount="0.00002"),
+        entitlement_template=models.RateCardBooleanEntitlement(type="boolean"),
+    )
+
+
+def fee_card() -> models.RateCardFlatFee:
+    price = models.FlatPriceWithPaymentTerm(type="flat", amount="49", payment_term="in_advance")
+    return models.RateCardFlatFee(
+        type="flat_fee", key="platform", name="Platform", billing_cadence="P1M", price=price
+    )
+
+
+def plan_of(key: str, *cards: object) -> models.PlanCreate:
+    phase = models.PlanPhase(key="default", name="Default", duration=None, rate_cards=list(cards))
+    return models.PlanCreate(
+        key=key, name="AI gateway", currency="USD", billing_cadence="P1M", phases=[phase]
+    )
+
+
+def test_a_meter_is_created_listed_read_changed_and_deleted(sdk: Sdk) -> None:
+    meters, slug = sdk.client.meters, sdk.name("meter")
+    made = sdk.done(meters.create(token_meter(slug)))
+    assert (made.slug, made.aggregation, made.value_property) == (slug, "SUM", "$.tokens")
+    assert slug in [meter.slug for meter in sdk.done(meters.list())]
+    assert sdk.done(meters.get(slug)) == sdk.done(meters.get(made.id)) == made
+    change = models.MeterUpdate(name="LLM tokens", group_by={**made.group_by, "provider": "$.provider"})
+    changed = sdk.done(meters.update(slug, change))
+    assert (changed.name, set(changed.group_by)) == ("LLM tokens", {"model", "type", "provider"})
+    assert changed.created_at == made.created_at < changed.updated_at
+    assert sdk.done(meters.delete(slug)) is None
+    assert slug not in [meter.slug for meter in sdk.done(meters.list())]
+    with pytest.raises(ResourceNotFoundError):
+        sdk.done(meters.get(slug))
+
+
+def test_events_arrive_by_every_way_there_is_and_repeats_change_nothing(sdk: Sdk) -> None:
+    slug, ingest = sdk.name("ways"), sdk.client.events
+    sdk.done(sdk.client.meters.create(token_meter(slug)))
+    sent = [event(i, slug, tokens=10**i) for i in range(7)]
+    for _ in range(2):
+        sdk.done(ingest.ingest_event(sent[0]))
+        sdk.done(ingest.ingest_events(sent[1:4]))
+        sdk.done(ingest.ingest_events_json(sent[4]))
+        sdk.done(ingest.ingest_events_json(sent[5:]))
+    assert usage(sdk, slug) == {(): 1111111}
+
+
+def usage(sdk: Sdk, slug: str, **question: object) -> dict[tuple[str, ...], float]:
+    """What the meter answers, by the values of the dimensions in the order they were asked for."""
+    answer = sdk.done(sdk.client.meters.query_json(slug, **question))
+    names = question.get("group_by", [])
+    assert isinstance(names, list)
+    return {tuple(row.group_by[name] for name in names): row.value for row in answer.data}
+
+
+def test_usage_is_read_with_get_and_with_post(sdk: Sdk) -> None:
+    slug = sdk.name("asked")
+    sdk.done(sdk.client.meters.create(token_meter(slug)))
+    kinds = ("request", "response")
+    sent = [
+        event(i, slug, subject=f"s{i % 2}", tokens=i, model=f"m{i % 3}", type=kinds[i % 2]) for i in range(60)
+    ]
+    sdk.done(sdk.client.events.ingest_events(sent))
+    by_model = {(f"m{m}",): sum(i for i in range(60) if i % 3 == m) for m in range(3)}
+    assert usage(sdk, slug, group_by=["model"]) == by_model
+    assert usage(sdk, slug, subject=["s1"]) == {(): sum(range(1, 60, 2))}
+    half = {"from_parameter": MARCH + timedelta(minutes=30), "to": MARCH + timedelta(hours=1)}
+    assert usage(sdk, slug, **half) == {(): sum(range(30, 60))}
+    question = models.MeterQueryRequest(
+        from_property=MARCH,
+        to=MARCH + timedelta(days=1),
+        window_size="HOUR",
+        window_time_zone="Europe/Berlin",
+        subject=["s0", "s1"],
+        filter_group_by={"type": ["response"], "model": ["m0", "m1"]},
+    )
+    answer = sdk.done(sdk.client.meters.query(slug, question))
+    expected = sum(i for i in range(1, 60, 2) if i % 3 < 2)
+    assert [(row.subject, row.value, row.window_start) for row in answer.data] == [("s1", expected, MARCH)]
+    assert (answer.from_property, answer.to, answer.window_size) == (MARCH, question.to, "HOUR")
+
+
+def test_a_feature_is_created_listed_read_and_archived(sdk: Sdk) -> None:
+    features, key = sdk.client.features, sdk.name("feature")
+    wanted = models.FeatureCreateInputs(
+        key=key,
+        name="OpenAI prompt tokens",
+        meter_slug="llm_tokens_total",
+        meter_group_by_filters={"provider": "openai", "type": "request"},
+        metadata={"team": "ai"},
+    )
+    made = sdk.done(features.create(wanted))
+    assert made.meter_group_by_filters == {"provider": "openai", "type": "request"}
+    assert sdk.done(features.get(key)) == sdk.done(features.get(made.id)) == made
+    assert key in [feature.key for feature in sdk.done(features.list())]
+    page = sdk.done(features.list(page=1, page_size=1000))
+    assert key in [feature["key"] for feature in page["items"]]
+    with pytest.raises(ResourceExistsError):
+        sdk.done(features.create(wanted))
+    assert sdk.done(features.delete(made.id)) is None
+    assert key not in [feature.key for feature in sdk.done(features.list())]
+    assert sdk.done(features.get(made.id)).archived_at is not None
+
+
+def test_a_customer_is_created_listed_read_changed_and_deleted(sdk: Sdk) -> None:
+    customers, key = sdk.client.customers, sdk.name("customer")
+    owned = models.CustomerUsageAttribution(subject_keys=[f"{key}-1", f"{key}-2"])
+    made = sdk.done(
+        customers.create(models.CustomerCreate(name="Kong Air", key=key, usage_attribution=owned))
+    )
+    assert made.usage_attribution.subject_keys == [f"{key}-1", f"{key}-2"]
+    assert sdk.done(customers.get(key)) == sdk.done(customers.get(made.id)) == made
+    assert [one.id for one in sdk.done(customers.list(subject=f"{key}-2"))["items"]] == [made.id]
+    change = models.CustomerReplaceUpdate(
+        name="Kong Air Ltd",
+        key=key,
+        currency="USD",
+        primary_email="bills@kong-air.example",
+        billing_address=models.Address(country="DE", city="Berlin", postal_code="10115", line1="Allee 1"),
+        usage_attribution=models.CustomerUsageAttribution(subject_keys=[f"{key}-2", f"{key}-3"]),
+    )
+    changed = sdk.done(customers.update(made.id, change))
+    assert (changed.name, changed.currency, changed.billing_address.city) == ("Kong Air Ltd", "USD", "Berlin")
+    assert changed.usage_attribution.subject_keys == [f"{key}-2", f"{key}-3"]
+    assert sdk.done(customers.delete(made.id)) is None
+    assert sdk.done(customers.list(subject=key))["items"] == []
+    assert sdk.done(customers.get(made.id)).deleted_at is not None
+
+
+def test_from_plan_to_invoice_preview(sdk: Sdk) -> None:
+    """The whole story; a draft may still change, what is published is sold as it is."""
+    client, slug = sdk.client, sdk.name("story")
+    sdk.done(client.meters.create(token_meter(slug)))
+    filters = {"type": "request"}
+    feature = models.FeatureCreateInputs(
+        key=slug, name="Prompt tokens", meter_slug=slug, meter_group_by_filters=filters
+    )
+    sdk.done(client.features.create(feature))
+
+    draft = sdk.done(client.plans.create(plan_of(slug, usage_card(slug))))
+    assert (draft.status, draft.version, draft.validation_errors) == ("draft", 1, [])
+    replaced = plan_of(slug, fee_card(), usage_card(slug))
+    update = models.PlanReplaceUpdate(name="AI", billing_cadence="P1M", phases=replaced.phases)
+    changed = sdk.done(client.plans.update(draft.id, update))
+    assert [card.key for card in changed.phases[0].rate_cards] == ["platform", slug]
+    published = sdk.done(client.plans.publish(draft.id))
+    assert published.status == "active"
+    assert sdk.done(client.plans.get(slug)) == published
+    assert [plan.key for plan in sdk.every(client.plans.list(key=[slug]))] == [slug]
+    assert sdk.every(client.plans.list(key=[slug], status=["draft"])) == []
+
+    owned = models.CustomerUsageAttribution(subject_keys=[f"{slug}-app"])
+    customer = sdk.done(
+        client.customers.create(models.CustomerCreate(name="Kong Air", key=slug, usage_attribution=owned))
+    )
+    contract = models.PlanSubscriptionCreate(
+        plan=models.PlanReferenceInput(key=slug), customer_id=customer.id, timing="immediate"
+    )
+    signed = sdk.done(client.subscriptions.create(contract))
+    assert (signed.status, signed.customer_id, signed.plan.key) == ("active", customer.id, slug)
+    expanded = sdk.done(client.subscriptions.get_expanded(signed.id))
+    assert [item.key for item in expanded.phases[0].items] == ["platform", slug]
+    assert expanded.phases[0].item_timelines[slug][0].included.feature.key == slug
+    assert sdk.done(client.customers.get(slug)).current_subscription_id == signed.id
+
+    used = [
+        event(i, slug, subject=f"{slug}-app", tokens=1001, type=("request", "response")[i % 2])
+        for i in range(500)
+    ]
+    for one in used:
+        one.time = None  # now, as the server sees it
+    sdk.done(client.events.ingest_events(used))
+    assert lines_of_the_invoice(sdk, customer.id) == {
+        "platform": ("1", "49.00"),
+        slug: ("250250", "5.01"),  # 250 x 1001 tokens at $0.00002 are $5.005, rounded half up
+    }
+
+
+def lines_of_the_invoice(sdk: Sdk, customer_id: str) -> dict[str, tuple[str, str]]:
+    page = sdk.done(
+        sdk.client.invoices.list(statuses=["gathering"], expand=["lines"], customers=[customer_id])
+    )
+    (invoice,) = page["items"]
+    assert (invoice.status, invoice.currency, invoice.customer.id) == ("gathering", "USD", customer_id)
+    assert invoice.totals.total == "54.01"
+    return {line.feature_key or "platform": (line.quantity, line.totals.total) for line in invoice.lines}
+
+
+def test_what_is_wrong_reaches_the_program_as_the_sdks_own_error(sdk: Sdk) -> None:
+    with pytest.raises(HttpResponseError) as refused:
+        sdk.done(sdk.client.meters.create(models.MeterCreate(slug="x", aggregation="SUM", event_type="x")))
+    assert refused.value.status_code == 400
+    assert refused.value.model.detail == "SUM needs a valueProperty"
+    with pytest.raises(ResourceNotFoundError):
+        sdk.done(sdk.client.meters.query_json("no_such_meter"))
+
+
+def test_a_filter_that_the_sdk_can_not_spell_is_refused_and_never_ignored(sdk: Sdk) -> None:
+    """It sends the GET parameter filterGroupBy as a Python dict; the unfiltered sum would be a wrong bill."""
+    with pytest.raises(HttpResponseError) as refused:
+        sdk.done(sdk.client.meters.query_json("llm_tokens_total", filter_group_by={"type": "request"}))
+    assert refused.value.status_code == 400
+
+
+def test_a_wrong_key_is_the_sdks_authentication_error(server: Server) -> None:
+    with (
+        openmeter.Client(endpoint=server.url, token="tg_wrong") as client,
+        pytest.raises(ClientAuthenticationError),
+    ):
+        client.meters.list()
