@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 from sqlalchemy.orm import Session
 
 from api import clock, demo, doctor, keys
@@ -56,7 +55,9 @@ def _settings(data_dir: Path | None) -> Settings:
 @app.command()
 def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on [8888]; 0: any free one.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on [8888]; 0: any free one.")
+    ] = None,
     data_dir: DataDir = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="No keys; loopback only.")] = False,
 ) -> None:
@@ -99,7 +100,7 @@ def run_demo(
 def _session(data_dir: Path | None) -> Iterator[Session]:
     with database(_settings(data_dir), share=True) as engine:
         run_migrations(engine)
-        with Session(engine) as session, session.begin():
+        with Session(engine, expire_on_commit=False) as session, session.begin():
             yield session
 
 
@@ -116,12 +117,11 @@ def create_key(
 @key_commands.command(name="list")
 def list_keys(data_dir: DataDir = None) -> None:
     """Show all keys, never their text."""
-    table = Table("id", "name", "role", "begins with", "created", "revoked")
     with _session(data_dir) as session:
         for key in keys.list_keys(session):
-            revoked = f"{key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else ""
-            table.add_row(key.id, key.name, key.role, key.hint, f"{key.created_at:%Y-%m-%d %H:%M}", revoked)
-    Console().print(table)
+            until = f"revoked {key.revoked_at:%Y-%m-%d %H:%M}" if key.revoked_at else "works"
+            made = f"{key.created_at:%Y-%m-%d %H:%M}"
+            print(f"{key.id}  {key.role:6}  {key.hint}…  made {made}, {until}  {key.name}")
 
 
 @key_commands.command(name="revoke")

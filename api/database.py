@@ -39,7 +39,7 @@ def check_database(engine: Engine) -> int:
         with engine.connect() as connection:
             number = int(connection.execute(text("SHOW server_version_num")).scalar_one())
     except SQLAlchemyError as error:
-        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[-1]
+        reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         raise UnavailableError(f"can't use the database {where}: {reason}") from None
     if number // 10_000 < OLDEST_POSTGRES:
         found = f"the database {where} is PostgreSQL {number // 10_000}"

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
@@ -48,12 +47,14 @@ class Finding:
 
 def examine(settings: Settings, console: Console) -> bool:
     """Print every finding; whether none is bad."""
-    table = Table("", "checked", "found", "what to do", title="tollgate doctor", expand=True)
     healthy = True
     for found in findings(settings):
-        table.add_row(MARKS[found.verdict], found.subject, found.seen, found.advice)
+        console.print(
+            f"{MARKS[found.verdict]} {found.subject:<11}{found.seen}", highlight=False, soft_wrap=True
+        )
+        if found.advice:
+            console.print(f"  {'':<11}→ {found.advice}", highlight=False, soft_wrap=True)
         healthy = healthy and found.verdict != "bad"
-    console.print(table)
     console.print("All is well." if healthy else "Something needs mending first.")
     return healthy
 

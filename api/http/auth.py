@@ -1,22 +1,23 @@
 """Who may call what: every route but health and documentation asks for a key with the right role."""
 
+import asyncio
 import base64
-import binascii
 import hmac
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Request, Security
 from fastapi.security import HTTPBearer
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.http.problems import UnauthorizedError
 from api.keys import Role, hash_of, role_of
-from metering.errors import ForbiddenError
+from metering.errors import ForbiddenError, UnavailableError
 
-__all__ = ["KeyRing", "admin", "reader"]
+__all__ = ["KeyRing", "admin", "authorize", "reader"]
 
 FRESH_SECONDS = 2.0
 """How long an answer about a key is believed: a revoked key works on for so long at most."""
@@ -42,40 +43,30 @@ class KeyRing:
     enabled: bool = True
     _remembered: dict[bytes, tuple[Role | None, float]] = field(default_factory=dict)
 
-    def authorize(self, authorization: str | None, role: Role) -> None:
-        """Raises UnauthorizedError without a working key, MissingRoleError when it may not do this."""
-        if not self.remembers(authorization):
-            self.look_up(authorization)
-        self.authorize_from_memory(authorization, role)
-
-    def remembers(self, authorization: str | None) -> bool:
-        """Whether authorize_from_memory can answer without asking the database."""
+    async def authenticate(self, authorization: str | None) -> Role:
+        """Raises UnauthorizedError without a working key, UnavailableError when that can't be found out."""
         token = token_of(authorization)
-        if not self.enabled or token is None or self._is_admin_key(token):
-            return True
-        _, until = self._remembered.get(hash_of(token), (None, 0.0))
-        return time.monotonic() < until
-
-    def look_up(self, authorization: str | None) -> None:
-        token = token_of(authorization)
-        if token is not None:
-            with self.sessions() as session:
-                found = role_of(session, hash_of(token))
-            if len(self._remembered) >= MAX_REMEMBERED:
-                self._remembered.clear()
-            self._remembered[hash_of(token)] = found, time.monotonic() + FRESH_SECONDS
-
-    def authorize_from_memory(self, authorization: str | None, role: Role) -> None:
-        if not self.enabled:
-            return
-        token = token_of(authorization)
+        if not self.enabled or (token is not None and self._is_admin_key(token)):
+            return "admin"
         if token is None:
             raise UnauthorizedError("send an API key: Authorization: Bearer tg_...")
-        mine = "admin" if self._is_admin_key(token) else self._remembered.get(hash_of(token), (None,))[0]
-        if mine is None:
+        role, until = self._remembered.get(hash_of(token), (None, 0.0))
+        if time.monotonic() >= until:
+            role = await asyncio.to_thread(self._look_up, hash_of(token))
+        if role is None:
             raise UnauthorizedError("this API key is not known, or it was revoked")
-        if role not in _GRANTS[mine]:
-            raise MissingRoleError(f"this needs the role {role}, and the key's role is {mine}")
+        return role
+
+    def _look_up(self, key_hash: bytes) -> Role | None:
+        try:
+            with self.sessions() as session:
+                found = role_of(session, key_hash)
+        except (OperationalError, InterfaceError) as error:
+            raise UnavailableError("the database is not available; try again") from error
+        if len(self._remembered) >= MAX_REMEMBERED:
+            self._remembered.clear()
+        self._remembered[key_hash] = found, time.monotonic() + FRESH_SECONDS
+        return found
 
     def _is_admin_key(self, token: str) -> bool:
         return self.admin_key is not None and hmac.compare_digest(hash_of(token), hash_of(self.admin_key))
@@ -90,7 +81,7 @@ def token_of(authorization: str | None) -> str | None:
         case "basic":
             try:
                 return base64.b64decode(credentials, validate=True).decode().partition(":")[2] or None
-            except (binascii.Error, UnicodeDecodeError):
+            except ValueError:  # neither base64 nor text
                 return None
     return None
 
@@ -98,10 +89,15 @@ def token_of(authorization: str | None) -> str | None:
 _bearer = HTTPBearer(auto_error=False, description="An API key: `tollgate keys create --role admin`")
 
 
-def _requires(role: Role) -> Callable[..., None]:
-    def check(request: Request, _: Annotated[object, Security(_bearer)]) -> None:
-        keys: KeyRing = request.app.state.keys
-        keys.authorize(request.headers.get("authorization"), role)
+def authorize(mine: Role, needed: Role) -> None:
+    """Raises MissingRoleError when a key of the role `mine` may not do what needs another."""
+    if needed not in _GRANTS[mine]:
+        raise MissingRoleError(f"this needs the role {needed}, and the key's role is {mine}")
+
+
+def _requires(role: Role) -> Callable[..., Awaitable[None]]:
+    async def check(request: Request, _: Annotated[object, Security(_bearer)]) -> None:
+        authorize(request.state.role, role)
 
     return check
 

@@ -1,6 +1,7 @@
 """How bodies travel: camelCase, numbers exact, and what is absent left out instead of null."""
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -12,6 +13,7 @@ from fastapi.routing import APIRoute
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints
 from starlette.responses import JSONResponse, Response
 
+from metering.errors import InvalidError, Issue
 from metering.event import check_storable
 from metering.exact import plain
 from metering.wire import camel
@@ -67,15 +69,36 @@ class Page(Body):
 
 
 class _ExactRequest(Request):
+    """Its JSON has every number exact; NaN, Infinity and what PostgreSQL can't hold are refused."""
+
+    _decoded: Any = None
+
+    async def decode(self) -> None:
+        """Raises InvalidError that says what is wrong and where; FastAPI would only say that something is."""
+        if body := await self.body():
+            _require_json(self.headers.get("content-type", ""))
+            try:
+                check_storable(body, "$")
+                self._decoded = json.loads(body, parse_float=Decimal, parse_constant=_refuse)
+            except (ValueError, RecursionError) as error:
+                issue = Issue(code="malformed_json", message=str(error), hint="Send UTF-8 JSON.")
+                raise InvalidError(f"The body is not valid JSON: {error}", issue) from None
+
     async def json(self) -> Any:
-        """The body with every number exact; NaN, Infinity and what PostgreSQL can't hold are refused."""
-        body = await self.body()
-        check_storable(body, "$")
-        return json.loads(body, parse_float=Decimal, parse_constant=_refuse)
+        return self._decoded
 
 
 def _refuse(name: str) -> Any:
-    raise json.JSONDecodeError(f"{name} is not JSON", name, 0)
+    raise ValueError(f"{name} is not JSON")
+
+
+def _require_json(content_type: str) -> None:
+    media_type = content_type.partition(";")[0].strip().lower()
+    if not re.fullmatch(r"application/(.+\+)?json", media_type):
+        message = f"can't read JSON from {content_type!r}" if content_type else "the Content-Type is missing"
+        raise InvalidError(
+            message, Issue(code="content_type", message=message, hint="Send application/json.")
+        )
 
 
 class ExactRoute(APIRoute):
@@ -85,7 +108,10 @@ class ExactRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def exactly(request: Request) -> Response:
-            return await handle(_ExactRequest(request.scope, request.receive))
+            exact = _ExactRequest(request.scope, request.receive)
+            if self.body_field is not None:
+                await exact.decode()
+            return await handle(exact)
 
         return exactly
 

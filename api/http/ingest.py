@@ -4,7 +4,6 @@
 http-log plugin sends and answers 200 with counts. Both answer after COMMIT.
 """
 
-import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from starlette.types import Receive, Scope
 
 from api import clock
 from api.flusher import Flusher
-from api.http.auth import KeyRing
+from api.http.auth import authorize
 from api.http.problems import PROBLEM_RESPONSES, PayloadTooLargeError
 from metering.errors import InvalidError, Issue
 from metering.event import CONTENT_TYPES, decode_events
@@ -31,7 +30,6 @@ _KONG = re.compile(r"/api/v1/ingest/kong/([A-Za-z0-9][A-Za-z0-9._-]{0,63})")
 
 @dataclass(frozen=True, slots=True)
 class Ingest:
-    keys: KeyRing
     flusher: Flusher
     kong_subject: Sequence[SubjectRule]
 
@@ -40,18 +38,13 @@ class Ingest:
         return scope["method"] == "POST" and (path == "/api/v1/events" or _KONG.fullmatch(path) is not None)
 
     async def __call__(self, scope: Scope, receive: Receive) -> Response:
-        """The answer; raises TollgateError."""
+        """The answer; raises TollgateError. The caller's role is known."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
-        await self._authorize(headers.get(b"authorization"))
+        authorize(scope["state"]["role"], "ingest")
         body = await _read(headers, receive)
         if kong := _KONG.fullmatch(scope["path"]):
             return await self._kong(kong[1], body)
         return await self._events(headers.get(b"content-type", ""), body)
-
-    async def _authorize(self, authorization: str | None) -> None:
-        if not self.keys.remembers(authorization):
-            await asyncio.to_thread(self.keys.look_up, authorization)
-        self.keys.authorize_from_memory(authorization, "ingest")
 
     async def _events(self, content_type: str, body: bytes) -> Response:
         content = CONTENT_TYPES.get(content_type.partition(";")[0].strip().lower())

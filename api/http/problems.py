@@ -5,7 +5,8 @@
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import reprlib
+from collections.abc import Container, Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -34,6 +35,11 @@ __all__ = [
     "problem",
     "status_of",
 ]
+
+
+_Location = tuple[str | int, ...]
+_Error = Mapping[str, Any]
+"""As pydantic describes it."""
 
 
 class UnauthorizedError(TollgateError):
@@ -129,9 +135,9 @@ def _domain(request: Request, error: Exception) -> Response:
 
 def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  the type it is registered for
-    issues = list(dict.fromkeys(_issue(found) for found in _of_the_meant_branch(error.errors())))
-    detail = f"{issues[0].message} at {issues[0].field}" if issues else "the request is not valid"
-    return problem(400, detail, request_id=request_id_of(request), issues=issues)
+    issues = list(dict.fromkeys(_issue(found) for found in _of_the_meant_shape(error.errors())))
+    place = f" at {issues[0].field}" if issues[0].field != "$" else ""
+    return problem(400, f"{issues[0].message}{place}", request_id=request_id_of(request), issues=issues)
 
 
 def _http(request: Request, error: Exception) -> Response:
@@ -156,47 +162,75 @@ def _unexpected(request: Request, error: Exception) -> Response:
     return problem(500, "", request_id=request_id_of(request))
 
 
-def _of_the_meant_branch(errors: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _of_the_meant_shape(errors: Sequence[_Error]) -> list[_Error]:
     """Where one of several shapes is allowed, pydantic lists what is wrong with each of them.
 
     Only the shape whose `type` was sent is meant; if there is none such, its `type` is what is wrong.
     """
-    strange = {error["loc"][:-1] for error in errors if error["type"] == "literal_error"}
-    meant = [e for e in errors if not any(e["loc"][: len(branch)] == branch for branch in strange)]
-    if meant:
-        return meant
-    first: dict[str, Mapping[str, Any]] = {}
+    others = {error["loc"][:-1] for error in errors if _is_another_shape(error)}
+    wrong = {place for place, shapes in _branches(errors).items() if shapes <= others}
+    meant: list[_Error] = []
+    unknown: dict[_Location, list[_Error]] = {}
     for error in errors:
-        if error["type"] == "literal_error":
-            known = first.setdefault(_path(error["loc"]), {**error, "ctx": {"expected": []}})
-            known["ctx"]["expected"].append(error["ctx"]["expected"])
-    return [
-        {**error, "msg": f"{error['input']!r} is not available: use {' or '.join(error['ctx']['expected'])}"}
-        for error in first.values()
-    ]
+        place = error["loc"][:-2]
+        if not _within(error["loc"], others):
+            meant.append(error)
+        elif _is_another_shape(error) and place in wrong and not _within(place, others):
+            unknown.setdefault(place, []).append(error)
+    return meant + [_none_of(found) for found in unknown.values()]
 
 
-def _issue(error: Mapping[str, Any]) -> Issue:
-    kind = str(error["type"])
+def _branches(errors: Sequence[_Error]) -> dict[_Location, set[_Location]]:
+    """Each place on the way to an error, and the places right below it."""
+    below: dict[_Location, set[_Location]] = {}
+    for location in (error["loc"] for error in errors):
+        for length in range(len(location)):
+            below.setdefault(location[:length], set()).add(location[: length + 1])
+    return below
+
+
+def _is_another_shape(error: _Error) -> bool:
+    """Whether it says that the `type` is not that of one of our classes."""
+    location = error["loc"]
+    return error["type"] == "literal_error" and location[-1] == "type" and not _is_name(location[-2])
+
+
+def _is_name(step: str | int) -> bool:
+    """Whether it is something that a client sends, and not the name of a class."""
+    return isinstance(step, int) or _NAME.fullmatch(step) is not None
+
+
+def _within(location: _Location, branches: Container[_Location]) -> bool:
+    return any(location[:length] in branches for length in range(1, len(location) + 1))
+
+
+def _none_of(found: Sequence[_Error]) -> _Error:
+    """One error of the several that each name one shape."""
+    return {**found[0], "ctx": {"expected": " or ".join(error["ctx"]["expected"] for error in found)}}
+
+
+def _issue(error: _Error) -> Issue:
+    kind, field = str(error["type"]), _path(error["loc"])
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         message = f"{error['loc'][-1]!r} is not known here, or not available yet"
-        return Issue(code="unknown_field", message=message, field=_path(error["loc"]), hint="Leave it out.")
-    if kind == "json_invalid":
-        return Issue(code="malformed_json", message="the body is not valid JSON", hint="Send UTF-8 JSON.")
+        return Issue(code="unknown_field", message=message, field=field, hint="Leave it out.")
     if kind == "missing":
-        return Issue(code="field_required", message="this is required", field=_path(error["loc"]))
-    return Issue(code=kind, message=str(error["msg"]), field=_path(error["loc"]))
+        return Issue(code="field_required", message="this is required", field=field)
+    if kind == "literal_error":
+        message = f"{reprlib.repr(error['input'])} is not available: use {error['ctx']['expected']}"
+        return Issue(code=kind, message=message, field=field)
+    return Issue(code=kind, message=str(error["msg"]).removeprefix("Value error, "), field=field)
 
 
 _NAME = re.compile(r"[a-z$_][\w$-]*")
 
 
-def _path(location: Sequence[str | int]) -> str:
+def _path(location: _Location) -> str:
     """A JSON path of what the client sent: without "body" and without the names of our own classes."""
     path = "$"
     for step in location[1:] if location[:1] in (("body",), ("query",), ("path",), ("header",)) else location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif _NAME.fullmatch(step):
+        elif _is_name(step):
             path += f".{step}"
     return path
