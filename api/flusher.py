@@ -135,7 +135,7 @@ class Flusher:
             return self._flush(batch)
         except (psycopg.OperationalError, psycopg.InterfaceError) as error:
             self._disconnect()
-            log.warning("store_unavailable", error=str(error).splitlines()[0], requests=len(batch))
+            log.warning("store_unavailable", error=str(error).partition("\n")[0], requests=len(batch))
             refused = StoreUnavailableError("the database can't store usage right now; send it again")
             return [(submission, refused) for submission in batch]
         except Exception as error:  # whatever it is, somebody is waiting for an answer

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
 from metering.errors import InvalidError
 from metering.kong import SubjectRule
 
@@ -48,9 +51,17 @@ def _database_url(text: str | None) -> str | None:
     if not text:
         return None
     scheme, separator, rest = text.partition("://")
-    if not separator or scheme.partition("+")[0] not in ("postgres", "postgresql"):
+    if not separator or scheme.partition("+")[0] not in ("postgres", "postgresql") or not _is_url(rest):
         raise InvalidError("TOLLGATE_DATABASE_URL must look like postgresql://user:password@host:5432/name")
     return f"postgresql+psycopg://{rest}"
+
+
+def _is_url(rest: str) -> bool:
+    try:
+        make_url(f"postgresql+psycopg://{rest}")
+    except (ArgumentError, ValueError):  # a port that is no number is a ValueError
+        return False
+    return True
 
 
 def _port(text: str | None) -> int | None:

@@ -67,7 +67,12 @@ def update_customer(
 
 
 def delete_customer(session: Session, customer: Customer, *, now: datetime) -> None:
-    """Its subjects and key are free again; the customer must have been loaded with a lock."""
+    """Its subjects and key are free again; the customer must have been loaded with a lock.
+
+    One that was deleted stays as it is.
+    """
+    if customer.deleted_at is not None:
+        return
     if has_subscription(session, customer.id, now=now):
         message = "the customer has a subscription"
         raise CustomerInUseError(
@@ -123,7 +128,7 @@ def _write(session: Session, customer: Customer, details: CustomerDetails, now: 
     customer.currency = details.currency or customer.currency
     customer.billing_address = details.billing_address
     customer.updated_at = now
-    _write_subjects(customer, details)
+    _write_subjects(session, customer, details)
     session.add(customer)
     message = "a subject or key was given to another customer at the same time"
     lost_race = SubjectTakenError(message, Issue(code="subject_taken", message=message, hint="Try again."))
@@ -156,15 +161,19 @@ def _subject_path(position: int) -> str:
 
 
 def _wanted(details: CustomerDetails) -> dict[str, int | None]:
-    """Each subject that the customer is to own, with its position; None for its own key."""
-    own: dict[str, int | None] = {} if details.key is None else {details.key: None}
-    return own | {subject: i for i, subject in enumerate(details.subject_keys)}
+    """Each subject that the customer is to own, with its position; its own key comes last, with None."""
+    wanted: dict[str, int | None] = {subject: i for i, subject in enumerate(details.subject_keys)}
+    if details.key is not None:
+        wanted.setdefault(details.key, None)
+    return wanted
 
 
-def _write_subjects(customer: Customer, details: CustomerDetails) -> None:
+def _write_subjects(session: Session, customer: Customer, details: CustomerDetails) -> None:
+    """In key order: two who claim the same subjects at once wait for each other in one direction only."""
     wanted = _wanted(details)
-    kept = {owned.subject_key: owned for owned in customer.subjects if owned.subject_key in wanted}
-    for subject, position in wanted.items():
-        owned = kept.setdefault(subject, SubjectOwner(subject_key=subject))
-        owned.position = position
-    customer.subjects = list(kept.values())
+    owned = {each.subject_key: each for each in customer.subjects}
+    for subject in sorted(wanted):
+        kept = owned.setdefault(subject, SubjectOwner(subject_key=subject))
+        kept.position = wanted[subject]
+        session.add(kept)
+    customer.subjects = [owned[subject] for subject in wanted]

@@ -60,13 +60,14 @@ def rate(
 ) -> tuple[DetailedLine, ...]:
     """Price `quantity` units that come after the first `before` units of the same service period.
 
-    A flat price takes no quantity; `share` is the part of a full period it is charged for. Free of charge
-    gives no line.
+    A flat price takes no quantity; `share` is the part of a full period it is charged for, and what rounds
+    to nothing gives no line. Nor do no units.
     """
     match price:
         case FlatPrice(amount=amount):
             prorated = amount if share == 1 else round_money(Fraction(amount) * share, currency)
-            return _lines("flat-price", name, prorated, Decimal(1), currency) if prorated else ()
+            lines = _lines("flat-price", name, prorated, Decimal(1), currency)
+            return lines if lines[0].amount else ()
         case UnitPrice(amount=amount):
             label = f"{name}: usage in period"
             return _lines("unit-price-usage", label, amount, quantity, currency) if quantity else ()

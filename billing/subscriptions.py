@@ -4,7 +4,7 @@ Stored are dated phases and items; everything that is owed follows from them (bi
 that later happens to the plan reaches a running contract.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Literal
 
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Mapped, Session, joinedload, mapped_column, relations
 
 from billing.customer import Customer
 from billing.timeline import Contract, ContractItem
-from catalog.interval import parse_interval
+from catalog.interval import Interval, parse_interval
 from catalog.plans import Plan
 from catalog.rate_card import Phase, RateCard
 from metering.database import Base, Id, Instant, ValueType
@@ -163,7 +163,7 @@ def create_subscription(
     customer.require_living()
     _require_active(plan, now)
     start = active_from.replace(microsecond=0)
-    _require_no_other(session, customer, now)
+    _require_no_other(session, customer, since=min(start, now))
     _settle_currency(customer, plan)
     subscription = Subscription(
         id=new_id(now),
@@ -199,8 +199,7 @@ def _phases(
     of_plan: tuple[Phase, ...], plan: Plan, start: datetime, now: datetime
 ) -> list[SubscriptionPhase]:
     phases = []
-    for position, phase in enumerate(of_plan):
-        end = parse_interval(phase.duration).after(start) if phase.duration else None
+    for position, (phase, end) in enumerate(zip(of_plan, _ends(of_plan, start), strict=True)):
         phases.append(
             SubscriptionPhase(
                 id=new_id(now),
@@ -218,6 +217,21 @@ def _phases(
         )
         start = end or start
     return phases
+
+
+def _ends(phases: Iterable[Phase], start: datetime) -> Iterator[datetime | None]:
+    """When each phase ends. Months that follow months are counted from one day, so that they don't drift."""
+    anchor, months = start, 0
+    for phase in phases:
+        if phase.duration is None:
+            yield None
+            continue
+        interval = parse_interval(phase.duration)
+        months += interval.months
+        end = Interval(months, interval.time).after(anchor)
+        yield end
+        if interval.time:
+            anchor, months = end, 0
 
 
 def _items(
@@ -250,9 +264,12 @@ def _require_active(plan: Plan, now: datetime) -> None:
         )
 
 
-def _require_no_other(session: Session, customer: Customer, now: datetime) -> None:
-    """The lock on the customer makes this safe against two requests at once."""
-    if has_subscription(session, customer.id, now=now):
+def _require_no_other(session: Session, customer: Customer, *, since: datetime) -> None:
+    """The lock on the customer makes this safe against two requests at once.
+
+    One that has ended must have ended by `since`: no usage may be billed by two contracts.
+    """
+    if has_subscription(session, customer.id, now=since):
         code = "only_single_subscription_allowed_per_customer_at_a_time"
         message = "the customer has a subscription, and can have one at a time"
         raise OneSubscriptionAtATimeError(message, Issue(code=code, message=message, field="$.customerId"))

@@ -7,7 +7,7 @@ twice.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from fractions import Fraction
 
 from catalog.interval import Interval, parse_interval
@@ -63,8 +63,8 @@ class Charge:
     @property
     def identity(self) -> tuple[str, ...]:
         item = self.item
-        version = f"v{item.version}"
-        return (self.subscription_id, item.phase_key, item.key, version, self.period.start.isoformat())
+        start = self.period.start.astimezone(UTC).isoformat()
+        return (self.subscription_id, item.phase_key, item.key, f"v{item.version}", start)
 
     @property
     def share(self) -> Fraction:

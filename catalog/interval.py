@@ -17,7 +17,8 @@ __all__ = ["Interval", "InvalidIntervalError", "parse_interval"]
 
 _DURATION = re.compile(
     r"P(?:(\d{1,4})Y)?(?:(\d{1,5})M)?(?:(\d{1,5})W)?(?:(\d{1,6})D)?"
-    r"(?:T(?=\d)(?:(\d{1,6})H)?(?:(\d{1,6})M)?(?:(\d{1,8})S)?)?"
+    r"(?:T(?=\d)(?:(\d{1,6})H)?(?:(\d{1,6})M)?(?:(\d{1,8})S)?)?",
+    re.ASCII,
 )
 
 
@@ -58,15 +59,20 @@ class Interval:
         return other.time % self.time == timedelta(0)
 
 
+LONGEST = Interval(100 * 12, timedelta(days=36_525))
+"""Far beyond any contract, and a few of them still end within the calendar."""
+
+
 @cache
 def parse_interval(text: str) -> Interval:
-    """Read an ISO 8601 duration, longer than nothing."""
+    """Read an ISO 8601 duration, longer than nothing and no longer than a century."""
     match = _DURATION.fullmatch(text)
     years, months, weeks, days, hours, minutes, seconds = map(int, match.groups("0")) if match else (0,) * 7
     time = timedelta(weeks=weeks, days=days, hours=hours, minutes=minutes, seconds=seconds)
     interval = Interval(years * 12 + months, time)
-    if interval == Interval(0, timedelta(0)):
-        message = f"{text!r} is not an ISO 8601 duration"
+    too_long = interval.months > LONGEST.months or time > LONGEST.time
+    if interval == Interval(0, timedelta(0)) or too_long:
+        message = f"{text!r} is not an ISO 8601 duration of at most a century"
         issue = Issue(code="invalid_duration", message=message, hint="Write P1M for a month, P1Y, P2W, PT1H.")
         raise InvalidIntervalError(message, issue)
     return interval

@@ -5,7 +5,7 @@ from fractions import Fraction
 from functools import cache
 
 from babel.core import get_global
-from babel.numbers import get_currency_precision, list_currencies
+from babel.numbers import list_currencies
 
 from metering.exact import EXACT
 
@@ -27,10 +27,17 @@ def _in_use() -> frozenset[str]:
     )
 
 
+_MINOR_DIGITS = {
+    0: "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX VND VUV XAF XOF XPF",
+    3: "BHD IQD JOD KWD LYD OMR TND",
+}
+"""ISO 4217's exceptions from 2. Not Babel's: CLDR has the digits that shops quote, and no paras in Serbia."""
+
+
 @cache
 def minor_digits(currency: str) -> int:
     """Digits after the point of the currency's minor unit: USD 2, JPY 0, KWD 3."""
-    return get_currency_precision(currency)
+    return next((digits for digits, codes in _MINOR_DIGITS.items() if currency in codes.split()), 2)
 
 
 def round_money(amount: Decimal | Fraction, currency: str) -> Decimal:

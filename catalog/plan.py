@@ -69,9 +69,8 @@ def _duration_issues(phase: Phase, path: str, *, last: bool) -> Iterator[Issue]:
         yield _warning("plan_has_last_phase_with_duration", message, where, "Set its duration to null.")
     interval = _interval(phase.duration)
     if interval is None:
-        yield _critical(
-            "invalid_duration", f"{phase.duration!r} is not an ISO 8601 duration", where, "Write P1M."
-        )
+        message = f"{phase.duration!r} is not an ISO 8601 duration of at most a century"
+        yield _critical("invalid_duration", message, where, "Write P1M.")
     elif not interval.months and interval.time < SHORTEST_PHASE:
         yield _warning(
             "plan_phase_duration_less_then_an_hour", "a phase lasts at least an hour", where, "PT1H."

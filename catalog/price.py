@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from metering.errors import Issue
 from metering.exact import plain
-from metering.wire import WIRE
+from metering.wire import WIRE, Numeric
 
 __all__ = ["PRICE_TYPES", "FlatPrice", "PaymentTerm", "Price", "UnitPrice", "check_price"]
 
@@ -24,7 +24,7 @@ class FlatPrice:
     __pydantic_config__: ClassVar = WIRE
 
     type: Literal["flat"] = "flat"
-    amount: Decimal
+    amount: Numeric
     payment_term: PaymentTerm = "in_advance"
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class UnitPrice:
     __pydantic_config__: ClassVar = WIRE
 
     type: Literal["unit"]
-    amount: Decimal
+    amount: Numeric
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "amount", _written_out(self.amount))
@@ -63,7 +63,7 @@ def check_price(price: Price, path: str) -> Iterator[Issue]:
     if not _in_range(price.amount):
         message = f"an amount has at most {MAX_DIGITS} digits before and after the point"
         yield Issue(code="price_amount_out_of_range", message=message, field=f"{path}.amount")
-    if price.amount < 0:
+    elif price.amount < 0:
         yield Issue(
             code="price_amount_negative",
             message="a price can't be negative",

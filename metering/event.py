@@ -29,6 +29,8 @@ CONTENT_TYPES: dict[str, type_] = {
 
 MAX_NUMBER_DIGITS = 1000
 """A JSON number in `data` has at most this many digits, written out in full."""
+MAX_DEPTH = 100
+"""Objects and arrays in one another, `data` included: far from where any parser's stack ends."""
 
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
 Type = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
@@ -108,7 +110,7 @@ def _invalid(error: msgspec.ValidationError) -> InvalidEventError:
 def _checked(wire: _Wire, path: str, now: datetime) -> Event:
     if bytes(wire.data_base64) != b"null":
         raise _unstorable("data must be a JSON object, not data_base64", f"{path}.data_base64")
-    for name in ("id", "source", "type", "subject", "dataschema"):
+    for name in ("id", "source", "type", "subject", "specversion", "dataschema"):
         if "\0" in (getattr(wire, name) or ""):
             raise _unstorable(f"{name} must not contain the character U+0000", f"{path}.{name}")
     time = wire.time or now
@@ -145,15 +147,17 @@ _SUSPICIOUS = re.compile(rb"\\u0000|\\u[dD][89a-fA-F]|\d[eE][+-]?\d{3,}\s*[,}\]]
 def check_storable(raw: bytes, path: str) -> None:
     """Refuse the few valid JSON texts that PostgreSQL's jsonb does not hold.
 
-    They are U+0000, half a surrogate pair, and numbers of absurd size. Nearly every event passes at the
-    price of one scan.
+    They are U+0000, half a surrogate pair, numbers of absurd size, and nesting without end. Nearly every
+    event passes at the price of one scan.
     """
-    if not _SUSPICIOUS.search(raw):
+    if not _SUSPICIOUS.search(raw) and raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
         return
     try:
         decoded = json.loads(raw, parse_float=Decimal, parse_int=Decimal)
     except InvalidOperation:
         raise _unstorable("a number has an exponent beyond all bounds", path) from None
+    except RecursionError:
+        raise _too_deep(path) from None
     for where, value in _leaves(decoded, path):
         if isinstance(value, Decimal) and not _within_bounds(value):
             raise _unstorable(f"a number may have at most {MAX_NUMBER_DIGITS} digits", where)
@@ -161,15 +165,21 @@ def check_storable(raw: bytes, path: str) -> None:
             raise _unstorable("text must not contain U+0000 or half a surrogate pair", where)
 
 
-def _leaves(value: object, path: str) -> Iterator[tuple[str, object]]:
+def _too_deep(path: str) -> InvalidEventError:
+    return _unstorable(f"objects and arrays may be nested {MAX_DEPTH} deep", path)
+
+
+def _leaves(value: object, path: str, depth: int = 1) -> Iterator[tuple[str, object]]:
     match value:
+        case dict() | list() if depth > MAX_DEPTH:
+            raise _too_deep(path)
         case dict():
             for key, inner in value.items():
                 yield path, key
-                yield from _leaves(inner, f"{path}.{key}")
+                yield from _leaves(inner, f"{path}.{key}", depth + 1)
         case list():
             for i, inner in enumerate(value):
-                yield from _leaves(inner, f"{path}[{i}]")
+                yield from _leaves(inner, f"{path}[{i}]", depth + 1)
         case _:
             yield path, value
 

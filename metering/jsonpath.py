@@ -12,10 +12,11 @@ Path = tuple[str | int, ...]
 _STEP = re.compile(
     r"""\.(?P<name>[A-Za-z_][\w-]*)
       | \[(?P<index>[0-9]{1,6})\]
-      | \['(?P<single>[^'\\]+)'\]
-      | \["(?P<double>[^"\\]+)"\]""",
+      | \['(?P<single>[^'\\\0\ud800-\udfff]+)'\]
+      | \["(?P<double>[^"\\\0\ud800-\udfff]+)"\]""",
     re.VERBOSE,
 )
+"""U+0000 and half a surrogate pair are in no name that PostgreSQL holds."""
 
 
 class InvalidJsonPathError(InvalidError):

@@ -145,8 +145,12 @@ def fold(meter: MeterDefinition, query: UsageQuery, events: Iterable[Event]) -> 
         for (window, group), counted in groups.items()
         if (value := _aggregate(meter.aggregation, counted)) is not None
     ]
-    rows.sort(key=lambda row: (row.window.start, tuple(row.group.values())))
-    return rows or empty_answer(meter, query)
+    return in_order(rows) or empty_answer(meter, query)
+
+
+def in_order(rows: Iterable[UsageRow]) -> list[UsageRow]:
+    """By window, and within one by the values of its group."""
+    return sorted(rows, key=lambda row: (row.window.start, tuple(row.group.values())))
 
 
 def empty_answer(meter: MeterDefinition, query: UsageQuery) -> list[UsageRow]:

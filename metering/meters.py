@@ -5,6 +5,7 @@ and value can't change (that would change what was billed); dimensions can, and 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import CheckConstraint, Index, Select, Text, select
@@ -83,7 +84,7 @@ def create_meter(
         slug=slug,
         name=name,
         description=description,
-        metadata_=metadata,
+        metadata_=None if metadata is None else dict(metadata),
         aggregation=definition.aggregation,
         event_type=definition.event_type,
         event_from=definition.event_from,
@@ -131,11 +132,11 @@ def update_meter(
     now: datetime,
 ) -> Meter:
     """Replace what may change. The caller knows whether a dropped dimension is still in use above."""
+    _raise_if(check_meter(replace(meter.definition, group_by=group_by)))
     meter.name = name
     meter.description = description
     meter.metadata_ = None if metadata is None else dict(metadata)
     meter.group_by = dict(group_by)
-    _raise_if(check_meter(meter.definition))
     meter.updated_at = now
     session.flush()
     return meter

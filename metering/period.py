@@ -91,7 +91,10 @@ def window_of(instant: datetime, size: WindowSize, zone: tzinfo) -> Period:
         case "MONTH":
             day = instant.astimezone(zone).date().replace(day=1)
             following = (day + timedelta(days=31)).replace(day=1)
-    return Period(start=_start_of(day, zone), end=_start_of(following, zone))
+    end = _start_of(following, zone)
+    if instant >= end:  # the clock was put back over midnight, and shows the old day after the new one began
+        return window_of(end, size, zone)
+    return Period(start=_start_of(day, zone), end=end)
 
 
 def _hour_of(instant: datetime, zone: tzinfo) -> Period:

@@ -1,7 +1,8 @@
 """Usage from stored events: the reference fold of metering/meter.py, said in one SQL statement."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Row, text
@@ -9,8 +10,17 @@ from sqlalchemy.orm import Session
 
 from metering.exact import MAX_TEXT_LENGTH, NUMBER_PATTERN
 from metering.jsonpath import parse_path
-from metering.meter import MeterDefinition, UsageQuery, UsageRow, average, check_query, empty_answer, span
-from metering.period import Period, window_of, windows, zone_of
+from metering.meter import (
+    MeterDefinition,
+    UsageQuery,
+    UsageRow,
+    average,
+    check_query,
+    empty_answer,
+    in_order,
+    span,
+)
+from metering.period import Period, WindowSize, window_of, windows, zone_of
 
 __all__ = ["query_usage"]
 
@@ -48,7 +58,13 @@ class _Statement:
 def query_usage(session: Session, meter: MeterDefinition, query: UsageQuery) -> list[UsageRow]:
     """The rows that answer `query`, ordered by window and group, as of this transaction's snapshot."""
     check_query(meter, query)
-    cut = _calendar(session, meter, query)
+    cut: Sequence[Period] = ()
+    if query.window_size and query.window_size != "MINUTE":  # minutes need no calendar
+        cut = _calendar(session, meter, query, query.window_size)
+        if not cut:
+            return []
+        # Without a snapshot, the next statement may see events before and behind the calendar.
+        query = replace(query, start=query.start or cut[0].start, end=query.end or cut[-1].end)
     statement = _Statement()
     keys = [_window(statement, query, cut)]
     keys += [_dimension(statement, meter, name) for name in query.group_by]
@@ -65,18 +81,17 @@ def query_usage(session: Session, meter: MeterDefinition, query: UsageQuery) -> 
         )
         SELECT {", ".join(names)}, {_AGGREGATES[meter.aggregation]} AS value, count(number) AS numbers,
                min(time) AS first, max(time) AS last
-        FROM counted GROUP BY {", ".join(names)}
-        ORDER BY {", ".join(["k0"] + [f'{name} COLLATE "C"' for name in names[1:]])}"""
+        FROM counted GROUP BY {", ".join(names)}"""
     found = session.execute(text(sql), statement.parameters).all()
     rows = [_row(meter, query, cut, one) for one in found if one.value is not None]
-    return rows or empty_answer(meter, query)
+    return in_order(rows) or empty_answer(meter, query)
 
 
-def _calendar(session: Session, meter: MeterDefinition, query: UsageQuery) -> Sequence[Period]:
+def _calendar(
+    session: Session, meter: MeterDefinition, query: UsageQuery, size: WindowSize
+) -> Sequence[Period]:
     """The windows that the answer may have, computed here: PostgreSQL knows other rules for skipped and
-    repeated midnights, and maybe another edition of the time zones. Minutes need no calendar."""
-    if query.window_size in (None, "MINUTE"):
-        return ()
+    repeated midnights, and maybe another edition of the time zones."""
     start, end = query.start, query.end
     if start is None or end is None:
         statement = _Statement()
@@ -85,7 +100,7 @@ def _calendar(session: Session, meter: MeterDefinition, query: UsageQuery) -> Se
         if first is None:
             return ()
         start, end = start or first, end or window_of(last, "MINUTE", zone_of("UTC")).end
-    return list(windows(Period(start=start, end=end), query.window_size, zone_of(query.zone)))
+    return list(windows(Period(start=start, end=end), size, zone_of(query.zone)))
 
 
 def _window(statement: _Statement, query: UsageQuery, cut: Sequence[Period]) -> str:
@@ -113,9 +128,15 @@ def _value(statement: _Statement, meter: MeterDefinition) -> str:
 
 
 def _at(statement: _Statement, path: str) -> str:
-    """One value of `data`: a name steps only into an object, an index only into an array."""
-    steps = [statement.bind(step, "int" if isinstance(step, int) else "text") for step in parse_path(path)]
-    return "(" + " -> ".join(["data", *steps]) + ")"
+    """One value of `data`: a name steps only into an object, an index only into an array.
+
+    `-> 0` would find a scalar in itself; a strict jsonpath does not.
+    """
+    steps = parse_path(path)
+    if any(isinstance(step, int) for step in steps):
+        path = "".join(f"[{step}]" if isinstance(step, int) else f".{json.dumps(step)}" for step in steps)
+        return f"jsonb_path_query_first(data, {statement.bind(f'strict ${path}', 'jsonpath')}, '{{}}', true)"
+    return "(" + " -> ".join(["data", *(statement.bind(step, "text") for step in steps)]) + ")"
 
 
 def _where(statement: _Statement, meter: MeterDefinition, query: UsageQuery) -> str:

@@ -1,6 +1,7 @@
 """Real Tollgate processes for tests: a server on a port that the system gives, and commands that end."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -28,6 +30,11 @@ def until(condition: Callable[[], bool], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
+
+
+def seeded(number: int) -> random.Random:
+    """Chance that is the same every time."""
+    return random.Random(number)  # noqa: S311  nothing secret
 
 
 def alive(pid: int) -> bool:
@@ -83,6 +90,31 @@ def refusal(*arguments: str, environment: Mapping[str, str] = {}) -> str:
     assert len(said) == 1, ended.stderr
     assert said[0].startswith("tollgate: "), ended.stderr
     return said[0].removeprefix("tollgate: ")
+
+
+def assert_problem(
+    answer: httpx.Response, status: int, code: str | None = None, field: str | None = None
+) -> Any:
+    """The answer is application/problem+json in OpenMeter's shape; returns it decoded."""
+    assert answer.status_code == status, f"{answer.status_code}: {answer.text}"
+    assert answer.headers["content-type"] == "application/problem+json"
+    found = answer.json()
+    assert set(found) - {"extensions"} == {"type", "title", "status", "detail", "instance"}
+    assert (found["type"], found["status"]) == ("about:blank", status)
+    assert found["title"] == HTTPStatus(status).phrase
+    assert re.fullmatch(r"urn:request:[\w.:-]+", found["instance"])
+    assert found["detail"] or status == HTTPStatus.INTERNAL_SERVER_ERROR
+    issues = found.get("extensions", {}).get("validationErrors", [])
+    for issue in issues:
+        assert {"code", "message", "field", "severity"} <= set(issue) <= {*ISSUE_MEMBERS}
+        assert issue["field"].startswith("$")
+        assert issue["severity"] in ("critical", "warning")
+    if code is not None:
+        assert (code, field or "$") in [(issue["code"], issue["field"]) for issue in issues], found
+    return found
+
+
+ISSUE_MEMBERS = ("code", "message", "field", "severity", "hint")
 
 
 @dataclass

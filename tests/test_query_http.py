@@ -1,0 +1,279 @@
+"""Usage questions over HTTP: GET and POST ask the same, and the answer's digits are exact.
+
+What each aggregation means is in test_usage.py; here it is what travels.
+"""
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import count
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server import assert_problem
+
+_numbers = count()
+JUNE = datetime(2026, 6, 1, tzinfo=UTC)
+QUERY = "/api/v1/meters/asked/query"
+MODELS, KINDS, APPS = ("m0", "m1", "m2"), ("request", "response"), ("a", "b", "c", "d")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _usage(client: httpx.Client) -> None:
+    """Forty-eight hours, an event each hour, worth its number."""
+    definition = {"eventType": "asked", "groupBy": {"model": "$.model", "type": "$.type"}}
+    for slug, how in (
+        ("asked", {"aggregation": "SUM", "valueProperty": "$.n"}),
+        ("asked_count", {"aggregation": "COUNT"}),
+        ("asked_avg", {"aggregation": "AVG", "valueProperty": "$.n"}),
+    ):
+        assert client.post("/api/v1/meters", json={"slug": slug, **definition, **how}).status_code == 201
+    sent(client, [event(i) for i in range(48)])
+
+
+def event(number: int, kind: str = "asked", **changes: object) -> dict[str, Any]:
+    return {
+        "id": f"{kind}-{number}",
+        "source": "query",
+        "type": kind,
+        "subject": APPS[number % 4],
+        "time": (JUNE + timedelta(hours=number)).isoformat(),
+        "data": {"n": number, "model": MODELS[number % 3], "type": KINDS[number % 2]},
+        **changes,
+    }
+
+
+def sent(client: httpx.Client, body: object) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    answer = client.post("/api/v1/events", content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 204, answer.text
+
+
+def get(client: httpx.Client, path: str = QUERY, **parameters: Any) -> Any:
+    answer = client.get(path, params=parameters)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def post(client: httpx.Client, path: str = QUERY, **question: Any) -> Any:
+    answer = client.post(path, json=question)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def by(answer: Any, *names: str) -> dict[tuple[str, ...], int]:
+    return {tuple(row["groupBy"][name] for name in names): row["value"] for row in answer["data"]}
+
+
+def total(**where: object) -> int:
+    """The sum by hand, of the events whose n leaves these remainders."""
+    remainders = {"model": (3, MODELS), "type": (2, KINDS), "subject": (4, APPS)}
+    return sum(
+        n
+        for n in range(48)
+        if all(remainders[name][1][n % remainders[name][0]] == value for name, value in where.items())
+    )
+
+
+def test_without_anything_it_is_one_row_over_all_there_is(client: httpx.Client) -> None:
+    assert get(client) == post(client)
+    assert get(client)["data"] == [
+        {
+            "value": sum(range(48)),
+            "windowStart": "2026-06-01T00:00:00Z",
+            "windowEnd": "2026-06-02T23:01:00Z",
+            "subject": None,
+            "groupBy": {},
+        }
+    ]
+
+
+def test_group_by_one_or_several_dimensions(client: httpx.Client) -> None:
+    expected = {(model, kind): total(model=model, type=kind) for model in MODELS for kind in KINDS}
+    for answer in (get(client, groupBy=["model", "type"]), post(client, groupBy=["model", "type"])):
+        assert by(answer, "model", "type") == expected
+        order = [(row["windowStart"], *row["groupBy"].values()) for row in answer["data"]]
+        assert order == sorted(order)
+    assert by(get(client, groupBy="type"), "type") == {(kind,): total(type=kind) for kind in KINDS}
+
+
+def test_filters_in_the_url_and_in_the_body(client: httpx.Client) -> None:
+    one: dict[str, Any] = {"filterGroupBy[model]": "m1", "filterGroupBy[type]": "request"}
+    assert by(get(client, **one)) == {(): total(model="m1", type="request")}
+    several = {"model": ["m0", "m1"], "type": ["request"]}
+    both = total(model="m0", type="request") + total(model="m1", type="request")
+    assert by(post(client, filterGroupBy=several)) == {(): both}
+    two: dict[str, Any] = {**one, "filterGroupBy[model]": ["m0", "m1"]}
+    assert by(get(client, **two)) == {(): both}
+    assert post(client, filterGroupBy={"model": ["none"]})["data"] == []
+
+
+def test_one_subject_is_a_filter_and_several_are_told_apart(client: httpx.Client) -> None:
+    (row,) = get(client, subject="b")["data"]
+    assert (row["subject"], row["value"], row["groupBy"]) == (None, total(subject="b"), {})
+    for answer in (get(client, subject=["d", "b", "none"]), post(client, subject=["d", "b", "none"])):
+        found = [(row["subject"], row["value"], row["groupBy"]) for row in answer["data"]]
+        assert found == [("b", total(subject="b"), {}), ("d", total(subject="d"), {})]
+    answer = get(client, groupBy=["model", "subject"], subject=["a", "c"])
+    apart = {(row["subject"], row["groupBy"]["model"]): row["value"] for row in answer["data"]}
+    assert apart == {(s, m): total(subject=s, model=m) for s in ("a", "c") for m in MODELS}
+
+
+def test_from_is_included_and_to_is_not(client: httpx.Client) -> None:
+    window = {"from": "2026-06-01T10:00:00Z", "to": "2026-06-01T12:00:00Z"}
+    for answer in (get(client, **window), post(client, **window)):
+        assert {name: answer[name] for name in window} == window
+        assert answer["data"] == [
+            {
+                "value": 10 + 11,
+                "windowStart": window["from"],
+                "windowEnd": window["to"],
+                "subject": None,
+                "groupBy": {},
+            }
+        ]
+
+
+def test_instants_of_any_offset_are_answered_in_utc(client: httpx.Client) -> None:
+    window = {"from": "2026-06-01T12:00:00+02:00", "to": "2026-06-01T05:00:00-07:00"}
+    answer = get(client, **window)
+    assert (answer["from"], answer["to"]) == ("2026-06-01T10:00:00Z", "2026-06-01T12:00:00Z")
+    assert by(answer) == {(): 21}
+
+
+@pytest.mark.parametrize(
+    ("size", "zone", "starts"),
+    [
+        ("DAY", "UTC", ["2026-06-01T00:00:00Z", "2026-06-02T00:00:00Z"]),
+        ("DAY", "Europe/Berlin", ["2026-05-31T22:00:00Z", "2026-06-01T22:00:00Z", "2026-06-02T22:00:00Z"]),
+        ("DAY", "Asia/Kolkata", ["2026-05-31T18:30:00Z", "2026-06-01T18:30:00Z", "2026-06-02T18:30:00Z"]),
+        ("MONTH", "America/New_York", ["2026-05-01T04:00:00Z", "2026-06-01T04:00:00Z"]),
+        ("MONTH", "UTC", ["2026-06-01T00:00:00Z"]),
+    ],
+)
+def test_windows_are_those_of_the_calendar_in_the_zone(
+    client: httpx.Client, size: str, zone: str, starts: list[str]
+) -> None:
+    question = {"windowSize": size, "windowTimeZone": zone}
+    for answer in (get(client, **question), post(client, **question)):
+        assert answer["windowSize"] == size
+        assert [row["windowStart"] for row in answer["data"]] == starts
+        assert sum(row["value"] for row in answer["data"]) == sum(range(48))
+        assert all(row["windowEnd"] > row["windowStart"] for row in answer["data"])
+
+
+def test_hours_and_minutes_hold_one_event_each_and_empty_ones_are_left_out(client: httpx.Client) -> None:
+    for size, length in (("HOUR", timedelta(hours=1)), ("MINUTE", timedelta(minutes=1))):
+        rows = get(client, windowSize=size, **{"from": "2026-06-01T20:30:00Z"})["data"]
+        assert [row["value"] for row in rows] == list(range(21, 48))
+        for row in rows:
+            start, end = (datetime.fromisoformat(row[name]) for name in ("windowStart", "windowEnd"))
+            assert end - start == length
+            assert start == JUNE + timedelta(hours=row["value"])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        (["0.1", "0.2"], "0.3"),
+        (["123456789012345678901234567890", "1"], "123456789012345678901234567891"),
+        (["9007199254740993", "0.000000000000000000001"], "9007199254740993.000000000000000000001"),
+        (["1e3", "-1E+3", "2.50"], "2.50"),
+        (['"0.10"', "0.20"], "0.30"),
+        (["-0.7", "0.2"], "-0.5"),
+    ],
+)
+def test_a_sum_is_exact_digit_for_digit_in_the_text_of_the_answer(
+    client: httpx.Client, numbers: list[str], text: str
+) -> None:
+    kind = f"exact_{next(_numbers)}"
+    meter = {"slug": kind, "eventType": kind, "aggregation": "SUM", "valueProperty": "$.n"}
+    assert client.post("/api/v1/meters", json=meter).status_code == 201
+    for i, number in enumerate(numbers):
+        body = json.dumps(event(i, kind, data={"n": "NUMBER"})).replace('"NUMBER"', number)
+        sent(client, body.encode())
+    for answer in (
+        client.get(f"/api/v1/meters/{kind}/query"),
+        client.post(f"/api/v1/meters/{kind}/query", json={}),
+    ):
+        assert f'"value":{text},' in answer.text
+        assert answer.json()["data"]
+
+
+def test_an_average_that_has_no_last_digit_is_answered_with_fifty(client: httpx.Client) -> None:
+    answer = client.get(
+        "/api/v1/meters/asked_avg/query", params={"to": "2026-06-01T06:00:00Z", "groupBy": "type"}
+    )
+    found = json.loads(answer.text, parse_float=Decimal)["data"]
+    assert [row["value"] for row in found] == [2, 3]
+    thirds = client.get("/api/v1/meters/asked_avg/query", params={"to": "2026-06-01T03:00:00Z"})
+    assert json.loads(thirds.text, parse_float=Decimal)["data"][0]["value"] == 1
+
+
+def test_counting_an_empty_period_is_zero_and_summing_it_is_nothing(client: httpx.Client) -> None:
+    period = {"from": "2020-01-01T00:00:00Z", "to": "2020-02-01T00:00:00Z"}
+    (row,) = get(client, "/api/v1/meters/asked_count/query", **period)["data"]
+    assert (row["value"], row["windowStart"], row["windowEnd"]) == (0, period["from"], period["to"])
+    assert get(client, **period)["data"] == []
+
+
+@pytest.mark.parametrize(
+    ("question", "code", "field"),
+    [
+        ({"groupBy": ["model", "colour"]}, "unknown_group_by", "$.groupBy"),
+        ({"filterGroupBy": {"colour": ["red"]}}, "unknown_group_by", "$.filterGroupBy"),
+        ({"filterGroupBy": {"subject": ["a"]}}, "unknown_group_by", "$.filterGroupBy"),
+        ({"from": "2026-06-01T00:00:00Z", "to": "2026-06-01T00:00:00Z"}, "empty_period", "$.to"),
+        ({"from": "2026-06-02T00:00:00Z", "to": "2026-06-01T00:00:00Z"}, "empty_period", "$.to"),
+        ({"from": "2026-06-01T00:00:00"}, "timezone_aware", "$.from"),
+        ({"to": "yesterday"}, None, None),
+        ({"windowSize": "YEAR"}, "literal_error", "$.windowSize"),
+        ({"windowTimeZone": "Mars/Olympus"}, "invalid_time_zone", "$.windowTimeZone"),
+        ({"windowTimeZone": ""}, "invalid_time_zone", "$.windowTimeZone"),
+        ({"subject": ["s"] * 101}, "too_long", "$.subject"),
+        ({"clientId": "c" * 37}, "string_too_long", "$.clientId"),
+        ({"advancedMeterGroupByFilters": {}}, "unknown_field", "$.advancedMeterGroupByFilters"),
+        ({"filterCustomerId": ["c"]}, "unknown_field", "$.filterCustomerId"),
+        ({"windowsize": "DAY"}, "unknown_field", "$.windowsize"),
+        (
+            {"windowSize": "HOUR", "from": "1950-01-01T00:00:00Z", "to": "2020-01-01T00:00:00Z"},
+            "too_many_windows",
+            "$.windowSize",
+        ),
+    ],
+)
+def test_a_question_that_can_not_be_answered_is_refused_with_its_place(
+    client: httpx.Client, question: dict[str, Any], code: str | None, field: str | None
+) -> None:
+    assert_problem(client.post(QUERY, json=question), 400, code, field)
+    parameters = {
+        name: value
+        for name, value in question.items()
+        if name not in ("filterGroupBy", "advancedMeterGroupByFilters")
+    }
+    parameters |= {
+        f"filterGroupBy[{name}]": value for name, value in question.get("filterGroupBy", {}).items()
+    }
+    if parameters:
+        assert_problem(client.get(QUERY, params=parameters), 400, code, field)
+
+
+@pytest.mark.parametrize(
+    "name", ["filterGroupBy", "group_by", "advancedMeterGroupByFilters", "From", "filterGroupBy[x"]
+)
+def test_an_unknown_parameter_is_refused_and_never_ignored(client: httpx.Client, name: str) -> None:
+    found = assert_problem(client.get(QUERY, params={name: "x"}), 400, "unknown_field", f"$.{name}")
+    assert repr(name) in found["detail"]
+
+
+def test_a_meter_that_counts_from_an_instant_forgets_what_came_before(client: httpx.Client) -> None:
+    meter = {
+        "slug": "asked_late",
+        "eventType": "asked",
+        "aggregation": "COUNT",
+        "eventFrom": "2026-06-02T00:00:00Z",
+    }
+    assert client.post("/api/v1/meters", json=meter).status_code == 201
+    assert by(get(client, "/api/v1/meters/asked_late/query")) == {(): 24}
