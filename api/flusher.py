@@ -28,9 +28,9 @@ from metering.quarantine import quarantine
 __all__ = ["Flusher", "QueueFullError", "Receipt", "StoreUnavailableError"]
 
 MAX_FLUSH = 20_000
-"""Events in one commit, unless a single request brings more."""
+"""Events and bad entries in one commit, unless a single request brings more."""
 MAX_PENDING = 200_000
-"""Events that may wait; beyond that a request is turned away at once and nothing of it is stored."""
+"""Those that may wait; beyond that a request is turned away at once and nothing of it is stored."""
 
 log = structlog.get_logger()
 
@@ -59,6 +59,10 @@ class _Submission:
     received_at: datetime
     answer: "asyncio.Future[Receipt]"
     loop: asyncio.AbstractEventLoop
+
+    @property
+    def size(self) -> int:
+        return len(self.events) + len(self.quarantined)
 
 
 @dataclass(slots=True)
@@ -104,10 +108,10 @@ class Flusher:
         with self._changed:
             if self._stopping:
                 raise StoreUnavailableError("the server is shutting down")
-            if self._waiting and self._waiting + len(submission.events) > MAX_PENDING:
+            if self._waiting and self._waiting + submission.size > MAX_PENDING:
                 raise QueueFullError("more usage is arriving than can be stored; send it again")
             self._pending.append(submission)
-            self._waiting += len(submission.events)
+            self._waiting += submission.size
             self._changed.notify()
 
     def _run(self) -> None:
@@ -121,9 +125,9 @@ class Flusher:
             self._changed.wait_for(lambda: self._pending or self._stopping)
             batch: list[_Submission] = []
             size = 0
-            while self._pending and (not batch or size + len(self._pending[0].events) <= MAX_FLUSH):
+            while self._pending and (not batch or size + self._pending[0].size <= MAX_FLUSH):
                 batch.append(self._pending.popleft())
-                size += len(batch[-1].events)
+                size += batch[-1].size
             self._waiting -= size
             return batch
 
@@ -133,13 +137,12 @@ class Flusher:
         """Commit together; if the database refuses, each request by itself, so that none spoils another's."""
         try:
             return self._flush(batch)
-        except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-            self._disconnect()
-            log.warning("store_unavailable", error=str(error).partition("\n")[0], requests=len(batch))
-            refused = StoreUnavailableError("the database can't store usage right now; send it again")
-            return [(submission, refused) for submission in batch]
         except Exception as error:  # whatever it is, somebody is waiting for an answer
             self._disconnect()
+            if _is_outage(error):
+                log.warning("store_unavailable", error=str(error).partition("\n")[0], requests=len(batch))
+                refused = StoreUnavailableError("the database can't store usage right now; send it again")
+                return [(submission, refused) for submission in batch]
             if len(batch) > 1:
                 return [answer for one in batch for answer in self._flush_apart_if_needed([one])]
             log.exception("event_not_storable")
@@ -184,6 +187,13 @@ class Flusher:
             answers[0][0].loop.call_soon_threadsafe(_resolve, answers)
         except RuntimeError:  # the loop is closed: nobody is waiting any more
             log.warning("nobody_waits_for_the_answer", requests=len(answers))
+
+
+def _is_outage(error: Exception) -> bool:
+    """Whether it may work later. What exceeds PostgreSQL's limits (class 54) never will."""
+    if isinstance(error, psycopg.OperationalError):
+        return not (error.sqlstate or "").startswith("54")
+    return isinstance(error, psycopg.InterfaceError)
 
 
 def _add(events: dict[uuid.UUID, Event], event: Event) -> uuid.UUID:

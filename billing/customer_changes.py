@@ -61,8 +61,10 @@ def update_customer(
     """
     _check(details)
     customer.require_living()
-    if has_subscription(session, customer.id, now=now):
-        _protect(customer, details)
+    issues = _taken_away(customer, details) if has_subscription(session, customer.id, since=now) else []
+    issues += _currency_changes(customer, details) if has_subscription(session, customer.id) else []
+    if issues:
+        raise CustomerInUseError(issues[0].message, *issues)
     return _write(session, customer, details, now)
 
 
@@ -73,7 +75,7 @@ def delete_customer(session: Session, customer: Customer, *, now: datetime) -> N
     """
     if customer.deleted_at is not None:
         return
-    if has_subscription(session, customer.id, now=now):
+    if has_subscription(session, customer.id, since=now):
         message = "the customer has a subscription"
         raise CustomerInUseError(
             message, Issue(code="customer_in_use", message=message, hint="End it first.")
@@ -100,8 +102,8 @@ def _check(details: CustomerDetails) -> None:
         raise InvalidError(issues[0].message, *issues)
 
 
-def _protect(customer: Customer, details: CustomerDetails) -> None:
-    issues = [
+def _taken_away(customer: Customer, details: CustomerDetails) -> list[Issue]:
+    return [
         Issue(
             code="subject_in_use",
             message=f"{owned.subject_key!r} can't be taken away while a subscription bills its usage",
@@ -111,11 +113,14 @@ def _protect(customer: Customer, details: CustomerDetails) -> None:
         for owned in customer.subjects
         if owned.subject_key not in _wanted(details)
     ]
-    if customer.currency and details.currency not in (None, customer.currency):
-        message = f"the subscription is billed in {customer.currency}"
-        issues.append(Issue(code="currency_mismatch", message=message, field="$.currency"))
-    if issues:
-        raise CustomerInUseError(issues[0].message, *issues)
+
+
+def _currency_changes(customer: Customer, details: CustomerDetails) -> list[Issue]:
+    """What a subscription billed, or still bills, stays in its currency."""
+    if customer.currency is None or details.currency in (None, customer.currency):
+        return []
+    message = f"the customer is billed in {customer.currency}"
+    return [Issue(code="currency_mismatch", message=message, field="$.currency")]
 
 
 def _write(session: Session, customer: Customer, details: CustomerDetails, now: datetime) -> Customer:

@@ -5,7 +5,7 @@ that later happens to the plan reaches a running contract.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 from sqlalchemy import ForeignKey, Index, Select, or_, select
@@ -35,6 +35,9 @@ __all__ = [
 ]
 
 SubscriptionStatus = Literal["active", "inactive", "canceled", "scheduled"]
+
+
+LONGEST_AGO = timedelta(days=10 * 365)
 
 
 class Subscription(Base):
@@ -163,6 +166,7 @@ def create_subscription(
     customer.require_living()
     _require_active(plan, now)
     start = active_from.replace(microsecond=0)
+    _require_recent(start, now)
     _require_no_other(session, customer, since=min(start, now))
     _settle_currency(customer, plan)
     subscription = Subscription(
@@ -264,12 +268,19 @@ def _require_active(plan: Plan, now: datetime) -> None:
         )
 
 
+def _require_recent(start: datetime, now: datetime) -> None:
+    """Every period since the start is billed: a slip of the keyboard must not make a million of them."""
+    if start < now - LONGEST_AGO:
+        message = f"a subscription can begin at most {LONGEST_AGO.days // 365} years ago"
+        raise InvalidError(message, Issue(code="too_long_ago", message=message, field="$.timing"))
+
+
 def _require_no_other(session: Session, customer: Customer, *, since: datetime) -> None:
     """The lock on the customer makes this safe against two requests at once.
 
     One that has ended must have ended by `since`: no usage may be billed by two contracts.
     """
-    if has_subscription(session, customer.id, now=since):
+    if has_subscription(session, customer.id, since=since):
         code = "only_single_subscription_allowed_per_customer_at_a_time"
         message = "the customer has a subscription, and can have one at a time"
         raise OneSubscriptionAtATimeError(message, Issue(code=code, message=message, field="$.customerId"))
@@ -299,12 +310,11 @@ def subscriptions_of(session: Session, customer_ids: Iterable[str]) -> Sequence[
     return session.scalars(query.order_by(Subscription.active_from, Subscription.id)).all()
 
 
-def has_subscription(session: Session, customer_id: str, *, now: datetime) -> bool:
-    """Whether one runs or is to begin."""
-    query = select(Subscription.id).where(
-        Subscription.customer_id == customer_id,
-        or_(Subscription.active_to.is_(None), Subscription.active_to > now),
-    )
+def has_subscription(session: Session, customer_id: str, *, since: datetime | None = None) -> bool:
+    """Whether there is one that has not ended by `since`; with None, whether there ever was one."""
+    query = select(Subscription.id).where(Subscription.customer_id == customer_id)
+    if since is not None:
+        query = query.where(or_(Subscription.active_to.is_(None), Subscription.active_to > since))
     return session.scalar(query.limit(1)) is not None
 
 

@@ -92,11 +92,20 @@ def engine(database_url: str) -> Iterator[Engine]:
     engine.dispose()
 
 
+@pytest.fixture(scope="module")
+def shared_engine(shared_database_url: str) -> Iterator[Engine]:
+    engine = create_engine(shared_database_url, connect_args={"options": "-c timezone=UTC"})
+    yield engine
+    engine.dispose()
+
+
 @pytest.fixture
-def session(engine: Engine) -> Iterator[Session]:
-    """One transaction, rolled back at the end."""
-    with Session(engine, expire_on_commit=False) as session:
-        yield session
+def session(shared_engine: Engine) -> Iterator[Session]:
+    """One transaction on the module's database, rolled back at the end, whatever the test commits."""
+    with shared_engine.connect() as connection, connection.begin() as transaction:
+        with Session(connection, expire_on_commit=False, join_transaction_mode="create_savepoint") as session:
+            yield session
+        transaction.rollback()
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ from typing import Any
 import httpx
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from api.http.ingest import MAX_BODY
 from metering.database import Base
-from tests.server import Server, assert_problem
+from tests.server import ADMIN_KEY, Server, assert_problem
 
 JSON = {"Content-Type": "application/json"}
 METER = {"slug": "taken", "aggregation": "SUM", "eventType": "taken", "valueProperty": "$.n"}
@@ -86,7 +87,6 @@ MALFORMED = {
     "not UTF-8": b'{"slug": "\xff"}',
     "NaN": b'{"slug": "a", "aggregation": NaN}',
     "Infinity": b'{"slug": "a", "data": {"n": -Infinity}}',
-    "nested too deeply": b'{"slug": ' + b"[" * 100_000,
 }
 KONG = "/api/v1/ingest/kong/edge"
 TAKING_JSON = ("/api/v1/meters", "/api/v1/meters/taken/query", "/api/v1/events", KONG)
@@ -101,6 +101,12 @@ QUARANTINED = ("not UTF-8", "NaN", "Infinity")
 def test_what_is_not_json_is_refused(client: httpx.Client, path: str, kind: str) -> None:
     answer = client.post(path, content=MALFORMED[kind], headers=JSON)
     assert "JSON" in assert_problem(answer, 400, "malformed_json")["detail"]
+
+
+@pytest.mark.parametrize("path", TAKING_JSON)
+def test_what_is_nested_too_deeply_is_refused(client: httpx.Client, path: str) -> None:
+    body = b'{"id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert_problem(client.post(path, content=body, headers=JSON), 400)
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["with its length", "in chunks"])
@@ -427,3 +433,38 @@ def test_a_fault_of_the_server_shows_nothing_internal_and_is_found_in_its_log(da
 def rename(url: str, table: str, name: str) -> None:
     with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
         connection.execute(f"ALTER TABLE {table} RENAME TO {name}")
+
+
+def test_while_the_database_is_away_clients_are_told_to_come_again_and_then_all_works_again(
+    postgres_url: str, database_url: str
+) -> None:
+    """Whoever the caller is: an unknown key can't be told from a known one then."""
+    event = {**EVENT, "type": "kong.llm_request", "data": {"tokens": 5}}
+    with Server(environment={"TOLLGATE_DATABASE_URL": database_url}) as server, server.client() as client:
+        allow_connections(postgres_url, database_url, allow=False)
+        for key in (ADMIN_KEY, "tg_unknown"):
+            headers = {"Authorization": f"Bearer {key}"}
+            for answer in (
+                client.get("/api/v1/meters", headers=headers),
+                client.post("/api/v1/meters/llm_tokens_total/query", json={}, headers=headers),
+                client.post("/api/v1/events", json=event, headers=headers),
+                client.post("/api/v1/ingest/kong/edge", json=[], headers=headers),
+            ):
+                assert assert_problem(answer, 503)["detail"].startswith("the database")
+                assert answer.headers["retry-after"] == "1"
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/healthz").status_code == 200
+        allow_connections(postgres_url, database_url, allow=True)
+        assert client.get("/readyz").status_code == 200
+        assert client.post("/api/v1/events", json=event).status_code == 204
+        usage = client.get("/api/v1/meters/llm_tokens_total/query").json()
+        assert [row["value"] for row in usage["data"]] == [5]
+    assert "Traceback" not in server.output
+
+
+def allow_connections(postgres_url: str, database_url: str, *, allow: bool) -> None:
+    name = str(make_url(database_url).database)
+    with psycopg.connect(postgres_url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f'ALTER DATABASE "{name}" WITH ALLOW_CONNECTIONS {allow}'.encode())
+        query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+        connection.execute(query, [name])

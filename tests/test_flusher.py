@@ -260,6 +260,17 @@ def test_one_request_alone_may_be_larger_than_the_queue(flusher: Flusher) -> Non
     within_a_minute(main())
 
 
+def test_entries_for_the_quarantine_take_up_room_in_the_queue(flusher: Flusher) -> None:
+    async def main() -> None:
+        full = asyncio.create_task(flusher.store([], quarantined=[bad("a")] * MAX_PENDING))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):
+            await flusher.store([], quarantined=[bad("b")])
+        full.cancel()
+
+    within_a_minute(main())
+
+
 def test_what_was_accepted_is_committed_before_the_end_and_nothing_is_accepted_after(
     flusher: Flusher, connection: Connection[Any]
 ) -> None:

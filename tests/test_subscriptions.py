@@ -243,7 +243,7 @@ def test_a_starting_phase_that_the_plan_does_not_have_is_refused_with_its_path(
     assert [(issue.code, issue.field) for issue in caught.value.issues] == [
         ("unknown_phase", "$.startingPhase")
     ]
-    assert not has_subscription(session, customer.id, now=now)
+    assert not has_subscription(session, customer.id, since=now)
 
 
 # --- what is sold ------------------------------------------------------------------------------------------
@@ -300,15 +300,15 @@ def test_another_customer_may_have_the_same_plan(session: Session) -> None:
     sign_up(session, a_customer(session), plan)
     other = a_customer(session)
     sign_up(session, other, plan)
-    assert has_subscription(session, other.id, now=START)
+    assert has_subscription(session, other.id, since=START)
 
 
 def test_the_next_subscription_may_begin_where_the_last_one_ended(session: Session, now: datetime) -> None:
     customer, plan = a_customer(session), a_plan(session)
     first = sign_up(session, customer, plan)
     first.active_to = now
-    assert not has_subscription(session, customer.id, now=now)
-    assert has_subscription(session, customer.id, now=now - DAY)
+    assert not has_subscription(session, customer.id, since=now)
+    assert has_subscription(session, customer.id, since=now - DAY)
     second = sign_up(session, customer, plan, start=now, now=now)
     session.expire_all()
     signed = subscriptions_of(session, [customer.id, "unknown"])
@@ -368,7 +368,7 @@ def test_a_plan_in_another_currency_is_refused(session: Session, now: datetime) 
     with pytest.raises(InvalidError) as caught:
         sign_up(session, customer, a_plan(session, currency="USD"), now=now)
     assert [(issue.code, issue.field) for issue in caught.value.issues] == [("currency_mismatch", "$.plan")]
-    assert not has_subscription(session, customer.id, now=now)
+    assert not has_subscription(session, customer.id, since=now)
     assert customer.currency == "EUR"
 
 

@@ -41,7 +41,7 @@ def _in_utc(at: datetime) -> datetime:
     return at.astimezone(UTC)
 
 
-FIRST_YEAR, LAST_YEAR = 1900, 9990  # with room on both sides for zones and windows
+FIRST_YEAR, LAST_YEAR = 1970, 2999  # beyond all contracts, and within what zones and windows can count
 Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(?:[_-][a-z0-9]+)*$", max_length=64)]
 Metadata = dict[str, str]

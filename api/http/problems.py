@@ -152,7 +152,7 @@ def _http(request: Request, error: Exception) -> Response:
 
 
 def _database(request: Request, error: Exception) -> Response:
-    first = str(getattr(error, "orig", error)).splitlines()[0]
+    first = str(getattr(error, "orig", error)).partition("\n")[0]
     structlog.get_logger().warning("database_unavailable", error=first, request_id=request_id_of(request))
     return problem(503, "the database is not available; try again", request_id=request_id_of(request))
 
