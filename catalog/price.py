@@ -23,7 +23,7 @@ class FlatPrice:
 
     __pydantic_config__: ClassVar = WIRE
 
-    type: Literal["flat"] = "flat"
+    type: Literal["flat"]
     amount: Numeric
     payment_term: PaymentTerm = "in_advance"
 

@@ -46,7 +46,7 @@ def fee(
     feature: str | None = None,
 ) -> FlatFeeRateCard:
     """A flat fee; None costs nothing."""
-    price = None if amount is None else FlatPrice(amount=Decimal(amount), payment_term=term)
+    price = None if amount is None else FlatPrice(type="flat", amount=Decimal(amount), payment_term=term)
     return FlatFeeRateCard(
         type="flat_fee", key=key, name=key, feature_key=feature, billing_cadence=cadence, price=price
     )

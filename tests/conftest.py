@@ -28,12 +28,12 @@ _numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres_url() -> Iterator[str]:
     """A PostgreSQL server with a migrated template database."""
     if url := os.environ.get("TOLLGATE_TEST_DATABASE_URL"):
         yield url
         return
-    with EmbeddedPostgres(tmp_path_factory.mktemp("data")) as postgres:
+    with open_place() as place, EmbeddedPostgres(place / "data") as postgres:
         yield postgres.url
 
 

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from api.cli import app
-from tests.server import ROOT, Server, environment_of, open_place, tollgate
+from tests.server import ROOT, Server, environment_of, open_place, tollgate, until
 
 CHECKED = ("disk", "database", "migrations", "clock", "durability", "fsync", "tuning", "API keys")
 
@@ -160,16 +160,14 @@ def test_the_doctor_of_a_database_that_does_not_answer_says_so_with_advice() -> 
 # -- keys and migrations -------------------------------------------------------------------------------------
 
 
-def test_keys_are_made_listed_and_revoked_beside_a_running_server_with_its_own_postgresql(home: Path) -> None:
+def test_keys_are_made_and_revoked_beside_a_running_server_with_its_own_postgresql(home: Path) -> None:
     where = ("--data-dir", str(home))
     with Server(arguments=where) as server:
-        made = tollgate("keys", "create", "--role", "read", "--name", "for the dashboard", *where)
+        made = tollgate("keys", "create", "--role", "read", *where)
         key, key_id = made.stdout.split()[0], re.findall(r"\b[0-9A-Z]{26}\b", made.stdout)[0]
         assert status(server, key) == 200
-        assert "for the dashboard" in tollgate("keys", "list", *where).stdout
         assert tollgate("keys", "revoke", key_id, *where).returncode == 0
-        again = tollgate("keys", "revoke", key_id, *where)
-        assert (again.returncode, again.stderr) == (1, f"tollgate: no key '{key_id}' that still works\n")
+        until(lambda: status(server, key) == 401, seconds=5)
 
 
 def status(server: Server, key: str) -> int:

@@ -376,7 +376,7 @@ def test_a_fee_has_a_price_and_no_quantity(session: Session) -> None:
 def test_a_flat_price_on_a_usage_based_card_is_a_fee(session: Session) -> None:
     a_metered_feature(session)
     customer = a_customer(session, "a")
-    card = replace(per_unit(), price=FlatPrice(amount=Decimal(5)))
+    card = replace(per_unit(), price=FlatPrice(type="flat", amount=Decimal(5)))
     sign_up(session, customer, a_plan(session, phase(card)))
     store(session, spent("a", 100, "2026-01-02"))
     invoice = preview(session, customer)

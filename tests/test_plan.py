@@ -177,7 +177,10 @@ def test_a_card_without_a_price_may_name_a_feature_without_a_meter() -> None:
 
 
 def test_a_flat_price_needs_no_meter_on_a_usage_based_card_either() -> None:
-    assert problems(phase(replace(per_unit(feature="sso"), price=FlatPrice(amount=Decimal(5))))) == []
+    assert (
+        problems(phase(replace(per_unit(feature="sso"), price=FlatPrice(type="flat", amount=Decimal(5)))))
+        == []
+    )
 
 
 def test_every_problem_is_reported_at_once() -> None:

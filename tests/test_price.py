@@ -29,7 +29,7 @@ def test_an_amount_of_up_to_thirty_digits_on_either_side_is_a_price(amount: str)
 
 @pytest.mark.parametrize("amount", ["9" * 31, f"0.{'0' * 30}1", "1E+30", "1E-31", "NaN", "sNaN", "Infinity"])
 def test_an_amount_beyond_thirty_digits_or_beyond_numbers_is_refused(amount: str) -> None:
-    (issue,) = check_price(FlatPrice(amount=Decimal(amount)), "$.phases[0].rateCards[1].price")
+    (issue,) = check_price(FlatPrice(type="flat", amount=Decimal(amount)), "$.phases[0].rateCards[1].price")
     assert issue.code == "price_amount_out_of_range"
     assert issue.field == "$.phases[0].rateCards[1].price.amount"
     assert issue.severity == "critical"
@@ -47,7 +47,7 @@ def test_a_negative_price_is_refused_with_advice() -> None:
 
 @given(anything)
 def test_checking_a_price_never_raises(amount: Decimal) -> None:
-    codes(FlatPrice(amount=amount))
+    codes(FlatPrice(type="flat", amount=amount))
 
 
 @given(anything)
@@ -64,7 +64,7 @@ def test_every_type_of_price_is_listed() -> None:
 
 def test_a_flat_price_is_paid_in_advance_unless_it_says_otherwise() -> None:
     assert wire.validate_python({"type": "flat", "amount": "5"}) == FlatPrice(
-        amount=Decimal(5), payment_term="in_advance"
+        type="flat", amount=Decimal(5), payment_term="in_advance"
     )
 
 
@@ -99,3 +99,9 @@ def test_a_card_takes_no_price_that_its_type_does_not_have() -> None:
         wire_card.validate_python({"type": "flat_fee", "key": "a", "name": "a", "price": unit})
     with pytest.raises(ValidationError, match="billingCadence"):
         wire_card.validate_python({"type": "usage_based", "key": "a", "name": "a", "price": unit})
+
+
+def test_a_price_without_a_type_is_no_price() -> None:
+    """It must not become a flat fee by default: the usage it was meant for would go unbilled."""
+    with pytest.raises(ValidationError):
+        wire.validate_python({"amount": "0.1"})

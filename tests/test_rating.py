@@ -24,7 +24,7 @@ def unit(amount: str) -> UnitPrice:
 
 
 def flat(amount: str) -> FlatPrice:
-    return FlatPrice(amount=Decimal(amount))
+    return FlatPrice(type="flat", amount=Decimal(amount))
 
 
 def rated(price: Price, quantity: str = "0", *, currency: str = "USD", share: Fraction = Fraction(1)) -> str:
@@ -134,7 +134,9 @@ def test_usage_costs_price_times_quantity_rounded_once(
 def test_a_fee_costs_its_share_of_the_price_rounded_once(
     price: Decimal, share: Fraction, currency: str
 ) -> None:
-    lines = rate(FlatPrice(amount=price), name="F", currency=currency, quantity=Decimal(0), share=share)
+    lines = rate(
+        FlatPrice(type="flat", amount=price), name="F", currency=currency, quantity=Decimal(0), share=share
+    )
     expected = nearest(Fraction(price) * share, currency)
     assert sum((Fraction(line.amount) for line in lines), Fraction(0)) == expected
 
@@ -143,7 +145,7 @@ def test_a_fee_costs_its_share_of_the_price_rounded_once(
 def test_every_line_is_its_unit_price_times_its_quantity_rounded(
     price: Decimal, quantity: Decimal, share: Fraction, currency: str
 ) -> None:
-    offered: list[Price] = [FlatPrice(amount=price), UnitPrice(type="unit", amount=price)]
+    offered: list[Price] = [FlatPrice(type="flat", amount=price), UnitPrice(type="unit", amount=price)]
     for one in offered:
         for line in rate(one, name="T", currency=currency, quantity=quantity, share=share):
             product = Fraction(line.per_unit_amount) * Fraction(line.quantity)

@@ -205,7 +205,7 @@ def _detail(line: GatheringLine, detail: DetailedLine, now: datetime) -> Detaile
         quantity=quantity,
         payment_term=term,
         rate_card=DetailedRateCard(
-            price=FlatPrice(amount=detail.per_unit_amount, payment_term=term), quantity=quantity
+            price=FlatPrice(type="flat", amount=detail.per_unit_amount, payment_term=term), quantity=quantity
         ),
         totals=_totals(Totals(amount=detail.amount), charge.currency),
     )

@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import os
 import shutil
 import sys
 from contextlib import suppress
@@ -168,19 +167,17 @@ def url_at(sockets: str) -> str:
 
 
 def running_url(data_dir: Path) -> str | None:
-    """The database of a server that runs in `data_dir` now, for those who only want to look in."""
+    """The database of a server that runs in `data_dir` now, for those who only want to look in.
+
+    None as well for one that is just starting: who then starts a PostgreSQL is told that it is in use.
+    """
     try:
-        file = os.open(data_dir / "lock", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with (data_dir / "lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         # The fifth line of PostgreSQL's own pid file is the directory of its socket.
-        lines = (data_dir / "postgres" / "postmaster.pid").read_text().splitlines()
-        return url_at(lines[4])
+        with suppress(OSError, IndexError):
+            return url_at((data_dir / "postgres" / "postmaster.pid").read_text().splitlines()[4])
     except OSError:
-        return None
-    finally:
-        os.close(file)
+        pass
     return None
