@@ -406,6 +406,7 @@ def test_an_event_that_another_server_is_storing_at_the_moment_is_stored_once(
 
     assert within_a_minute(main()) == [Receipt(1, 1), Receipt(0, 1), Receipt(1, 0)]
     assert stored(connection) == {"0": "ada", "1": "theirs", "2": "ada"}
+    assert commits(connection) == 2
 
 
 def test_two_flushers_with_the_same_events_store_each_once(
