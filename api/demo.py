@@ -230,7 +230,7 @@ def _send(api: Api, console: Console, consumers: tuple[Consumer, ...], chance: r
     console.print(
         f"   {statuses[200]} answered, {statuses[401]} refused (401), {statuses[500]} failed (500);"
         f" {sum('ai' in e for e in entries)} LLM calls, {streamed} streamed.\n"
-        f"   Stored {counts['stored']}. One batch came twice, as after a lost answer:"
+        f"   Stored {counts['stored']} requests. One batch came twice, as after a lost answer:"
         f" {again['stored']} stored, {again['duplicate']} recognized.\n"
     )
     return entries
@@ -245,9 +245,8 @@ def _show_usage(api: Api, console: Console, consumers: Sequence[Consumer]) -> No
     sums: Counter[tuple[str, str, str]] = Counter()
     for row in rows:  # one row for each consumer: several subjects are told apart
         sums[tuple(row["groupBy"][name] for name in ("provider", "model", "type"))] += row["value"]
-    table = Table(
-        "provider", "model", "type", title="5. Tokens used, as the meter llm_tokens_total counts them"
-    )
+    console.print("5. Tokens used, as the meter [bold]llm_tokens_total[/] counts them:")
+    table = Table("provider", "model", "type")
     table.add_column("tokens", justify="right")
     for (provider, model, kind), tokens in sorted(sums.items()):
         table.add_row(provider, model, kind, f"{tokens:,}")
@@ -256,7 +255,9 @@ def _show_usage(api: Api, console: Console, consumers: Sequence[Consumer]) -> No
 
 def _show_invoice(api: Api, console: Console, sent: list[Entry], consumers: Sequence[Consumer]) -> None:
     invoice = api.call("GET", f"/api/v1/customers/consumer:{consumers[0].id}/invoice-preview")
-    table = Table("", title=f"6. What {invoice['customer']['name']} would be billed for this month so far")
+    console.print(f"6. The invoice preview: what [bold]{invoice['customer']['name']}[/] would pay as of now.")
+    console.print("   (Anthropic's tokens are counted too, but this plan does not charge for them.)")
+    table = Table("")
     for heading in ("quantity", "price", "amount"):
         table.add_column(heading, justify="right")
     for line in invoice["lines"]:
