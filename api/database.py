@@ -5,7 +5,7 @@ from typing import Any
 
 import psycopg
 from psycopg import Connection
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from metering.errors import UnavailableError
@@ -14,20 +14,32 @@ __all__ = ["OLDEST_POSTGRES", "check_database", "connector", "open_database"]
 
 OLDEST_POSTGRES = 15
 _CONNECT_SECONDS = 10
-_POOL = 20
+_OPTIONS = "-c timezone=UTC -c statement_timeout=60s"
+POOL = 30
+"""Connections for requests; as many requests at a time are let in, so that none waits for one for long."""
+
+# A peer that has vanished without a word is given up after half a minute.
+_VIGILANCE: dict[str, Any] = {
+    "connect_timeout": _CONNECT_SECONDS,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 
 
-def open_database(url: str) -> Engine:
-    """A pool; nothing is connected yet."""
+def open_database(url: str | URL, *, connections: int = POOL) -> Engine:
+    """A pool of at most so many; nothing is connected yet."""
     return create_engine(
         url,
-        pool_size=_POOL,
-        max_overflow=_POOL,
+        pool_size=connections,
+        max_overflow=0,
+        pool_timeout=_CONNECT_SECONDS,
         pool_pre_ping=True,
         connect_args={
-            "connect_timeout": _CONNECT_SECONDS,
+            **_VIGILANCE,
             "application_name": "tollgate",
-            "options": "-c timezone=UTC",
+            "options": _OPTIONS,
         },
     )
 
@@ -49,16 +61,15 @@ def check_database(engine: Engine) -> int:
 
 def connector(engine: Engine) -> Callable[[], Connection[Any]]:
     """Opens plain psycopg connections to the engine's database, outside its pool."""
-    arguments, options = engine.dialect.create_connect_args(engine.url)
+    _, theirs = engine.dialect.create_connect_args(engine.url)
+    options: dict[str, Any] = {
+        **theirs,
+        **_VIGILANCE,
+        "application_name": "tollgate ingest",
+        "options": _OPTIONS,
+    }
 
     def connect() -> Connection[Any]:
-        return psycopg.connect(
-            *arguments,
-            **options,
-            connect_timeout=_CONNECT_SECONDS,
-            application_name="tollgate ingest",
-            options="-c timezone=UTC",
-            autocommit=True,
-        )
+        return psycopg.connect(**options, autocommit=True)
 
     return connect

@@ -32,6 +32,11 @@ MAX_FLUSH = 20_000
 MAX_PENDING = 200_000
 """Those that may wait; beyond that a request is turned away at once and nothing of it is stored."""
 
+ANSWER_SECONDS = 45.0
+"""After this long a request is told to come back; if it is stored after all, the retry is a repeat."""
+STOP_SECONDS = 30.0
+"""How long a stop waits for a commit before it gives up on a database that hangs; nothing was promised."""
+
 log = structlog.get_logger()
 
 
@@ -88,7 +93,7 @@ class Flusher:
             self._stopping = True
             self._changed.notify()
         if self._thread:
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)
 
     async def store(
         self, groups: Iterable[Sequence[Event]], *, quarantined: Sequence[tuple[str, QuarantinedEntry]] = ()
@@ -102,7 +107,11 @@ class Flusher:
         loop = asyncio.get_running_loop()
         submission = _Submission(keys, events, quarantined, self.now(), loop.create_future(), loop)
         self._enqueue(submission)
-        return await submission.answer
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                return await submission.answer
+        except TimeoutError:
+            raise StoreUnavailableError("the database takes too long; send it again") from None
 
     def _enqueue(self, submission: _Submission) -> None:
         with self._changed:

@@ -48,6 +48,7 @@ def current_and_head(engine: Engine) -> tuple[str | None, str | None]:
 @contextmanager
 def _locked(engine: Engine) -> Iterator[Connection]:
     with engine.connect() as connection:
+        connection.execute(text("SET statement_timeout = 0"))  # waiting for others, or for a long migration
         connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK})
         connection.commit()
         try:
@@ -55,6 +56,7 @@ def _locked(engine: Engine) -> Iterator[Connection]:
         finally:
             connection.rollback()
             connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK})
+            connection.execute(text("RESET statement_timeout"))
             connection.commit()
 
 

@@ -46,7 +46,7 @@ def serve(settings: Settings) -> None:
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=75,  # longer than Kong's 60 s: the client ends idle connections
-                timeout_graceful_shutdown=30,
+                timeout_graceful_shutdown=10,
             )
         )
         print(f"Tollgate is running at {url} (docs: {url}/api/docs). Ctrl-C stops it.", flush=True)  # noqa: T201

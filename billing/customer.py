@@ -93,16 +93,21 @@ class CustomerDeletedError(ConflictError):
     pass
 
 
-def get_customer(session: Session, id_or_key: str, *, lock: bool = False) -> Customer:
-    """By id (deleted ones too), else by key, else by one of its subjects."""
+def get_customer(session: Session, name: str, *, by_subject: bool = False, lock: bool = False) -> Customer:
+    """By id (deleted ones too), else by key; with `by_subject` else by one of its subjects.
+
+    Who looks may name a subject; who changes or signs up a customer must name the customer.
+    """
     query = select(Customer).options(selectinload(Customer.subjects))
     query = query.with_for_update() if lock else query
-    owner = select(SubjectOwner.customer_id).where(SubjectOwner.subject_key == id_or_key).scalar_subquery()
+    owner = select(SubjectOwner.customer_id).where(SubjectOwner.subject_key == name).scalar_subquery()
     living = query.where(Customer.deleted_at.is_(None))
-    for candidate in (query.where(Customer.id == id_or_key), living.where(Customer.id == owner)):
+    candidates = [query.where(Customer.id == name), living.where(Customer.id == owner, Customer.key == name)]
+    candidates += [living.where(Customer.id == owner)] if by_subject else []
+    for candidate in candidates:
         if customer := session.scalar(candidate):
             return customer
-    raise CustomerNotFoundError(f"no customer {id_or_key!r}")
+    raise CustomerNotFoundError(f"no customer {name!r}")
 
 
 def customers_by_id(session: Session, ids: Iterable[str]) -> dict[str, Customer]:

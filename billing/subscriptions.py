@@ -44,7 +44,12 @@ class Subscription(Base):
     """Active from `active_from` (a whole second) until `active_to`; None: until further notice."""
 
     __tablename__ = "subscriptions"
-    __table_args__ = (Index(None, "customer_id", "active_from"),)
+    __table_args__ = (
+        Index(None, "customer_id", "active_from"),
+        Index(
+            "subscriptions_open_ended_key", "customer_id", unique=True, postgresql_where="active_to IS NULL"
+        ),
+    )
 
     id: Mapped[Id] = mapped_column(primary_key=True)
     customer_id: Mapped[Id] = mapped_column(ForeignKey("customers.id"))

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fractions import Fraction
+from itertools import islice
 
 from catalog.interval import Interval, parse_interval
 from catalog.price import FlatPrice, Price
 from catalog.rate_card import RateCard
+from metering.errors import InvalidError, Issue
 from metering.period import Period
 
-__all__ = ["Charge", "Contract", "ContractItem", "charges"]
+__all__ = ["Charge", "Contract", "ContractItem", "TooManyChargesError", "charges"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +77,24 @@ class Charge:
 
 
 _TICK = datetime.resolution
+MAX_CHARGES = 10_000
+
+
+class TooManyChargesError(InvalidError):
+    pass
 
 
 def charges(contract: Contract, *, until: datetime) -> list[Charge]:
     """Every charge whose service period has begun by `until`: by period, within it as the plan lists them.
 
-    A one-time fee in arrears is due when its phase ends, and so is no charge while that is open.
+    A one-time fee in arrears is due when its phase ends, and so is no charge while that is open. Raises
+    TooManyChargesError beyond MAX_CHARGES of them.
     """
-    found = [charge for item in contract.items for charge in _charges_of(contract, item, until)]
+    every = (charge for item in contract.items for charge in _charges_of(contract, item, until))
+    found = list(islice(every, MAX_CHARGES + 1))
+    if len(found) > MAX_CHARGES:
+        message = f"the subscription {contract.subscription_id} has more than {MAX_CHARGES} charges by then"
+        raise TooManyChargesError(message, Issue(code="too_many_charges", message=message, field="$.at"))
     return sorted(found, key=lambda charge: charge.period.start)
 
 

@@ -149,11 +149,15 @@ def get_feature(session: Session, id_or_key: str) -> Feature:
     return feature
 
 
-def latest_features(session: Session, keys: Iterable[str]) -> dict[str, Feature]:
-    """The newest feature of each key, archived or not; living ones win."""
+def latest_features(session: Session, keys: Iterable[str], *, lock: bool = False) -> dict[str, Feature]:
+    """The newest feature of each key, archived or not; living ones win.
+
+    `lock`: none of them is archived before whatever names them is committed.
+    """
     query = (
         select(Feature).where(Feature.key.in_(set(keys))).order_by(Feature.archived_at.is_(None), Feature.id)
     )
+    query = query.with_for_update(read=True) if lock else query
     return {feature.key: feature for feature in session.scalars(query)}
 
 

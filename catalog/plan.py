@@ -23,6 +23,7 @@ KEY = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 
 MAX_KEY_LENGTH = 64
 SHORTEST_PHASE = timedelta(hours=1)
+SHORTEST_CADENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +129,7 @@ def _cadence_issues(card: RateCard, where: str, plan_cadence: str) -> Iterator[I
     if card.billing_cadence is None:
         return
     field, own, plan = f"{where}.billingCadence", _interval(card.billing_cadence), _interval(plan_cadence)
-    if own is None or (own.months and own.time) or not (own.months or own.time >= SHORTEST_PHASE):
+    if own is None or (own.months and own.time) or not (own.months or own.time >= SHORTEST_CADENCE):
         message = f"{card.billing_cadence!r} can't be a billing cadence"
         yield _critical("billing_cadence_invalid_value", message, field, "Write P1M, P1Y, P1W or the like.")
     elif plan and not (own.divides(plan) or plan.divides(own)):
@@ -143,9 +144,11 @@ def _key_issues(key: str, path: str) -> Iterator[Issue]:
 
 
 def _duplicates(keys: Sequence[str], path: str, code: str) -> Iterator[Issue]:
+    seen: set[str] = set()
     for i, key in enumerate(keys):
-        if key in keys[:i]:
+        if key in seen:
             yield _critical(code, f"the key {key!r} is used twice", f"{path}[{i}].key", "Take another key.")
+        seen.add(key)
 
 
 def _interval(text: str) -> Interval | None:

@@ -160,7 +160,7 @@ def update_plan(
 def publish_plan(session: Session, plan: Plan, *, now: datetime) -> Plan:
     """From `now` on it is the one that is sold; every open problem bars this."""
     _require_draft(plan, now, "published")
-    features = _features_of(session, plan)
+    features = _features_of(session, plan, lock=True)
     if issues := _issues(plan, features):
         raise InvalidError(f"the plan can't be published: {issues[0].message}", *issues)
     plan.feature_ids = {key: feature.id for key, feature in features.items()}
@@ -195,16 +195,16 @@ def plan_issues(session: Session, plan: Plan) -> list[Issue]:
 
 def _check_and_pin(session: Session, plan: Plan) -> None:
     """Refuse critical problems; remember which features the keys stand for."""
-    features = _features_of(session, plan)
+    features = _features_of(session, plan, lock=True)
     issues = [issue for issue in _issues(plan, features) if issue.severity == "critical"]
     if issues:
         raise InvalidError(issues[0].message, *issues)
     plan.feature_ids = {key: feature.id for key, feature in features.items()}
 
 
-def _features_of(session: Session, plan: Plan) -> dict[str, Feature]:
+def _features_of(session: Session, plan: Plan, *, lock: bool = False) -> dict[str, Feature]:
     keys = {card.feature_key for phase in plan.phases for card in phase.rate_cards if card.feature_key}
-    return latest_features(session, keys)
+    return latest_features(session, keys, lock=lock)
 
 
 def _issues(plan: Plan, features: Mapping[str, Feature]) -> list[Issue]:

@@ -7,7 +7,6 @@ with others.
 
 import json
 import re
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Literal
@@ -141,7 +140,7 @@ def _unstorable(message: str, path: str) -> InvalidEventError:
     return InvalidEventError(f"{message} at {path}", Issue(code="invalid_event", message=message, field=path))
 
 
-_SUSPICIOUS = re.compile(rb"\\u0000|\\u[dD][89a-fA-F]|\d[eE][+-]?\d{3,}\s*[,}\]]|\d{500}")
+_SUSPICIOUS = re.compile(rb"\\u0000|\\u[dD][89a-fA-F]|\d[eE][+-]?\d{3,}\s*[,}\]]|(?<!\d)\d{500}")
 
 
 def check_storable(raw: bytes, path: str) -> None:
@@ -153,35 +152,56 @@ def check_storable(raw: bytes, path: str) -> None:
     if not _SUSPICIOUS.search(raw) and raw.count(b"{") + raw.count(b"[") <= MAX_DEPTH:
         return
     try:
-        decoded = json.loads(raw, parse_float=Decimal, parse_int=Decimal)
+        decoded = json.loads(raw, parse_float=Decimal, parse_int=Decimal, object_pairs_hook=_Members)
     except InvalidOperation:
         raise _unstorable("a number has an exponent beyond all bounds", path) from None
     except RecursionError:
-        raise _too_deep(path) from None
-    for where, value in _leaves(decoded, path):
-        if isinstance(value, Decimal) and not _within_bounds(value):
-            raise _unstorable(f"a number may have at most {MAX_NUMBER_DIGITS} digits", where)
-        if isinstance(value, str) and not _encodable(value):
-            raise _unstorable("text must not contain U+0000 or half a surrogate pair", where)
+        raise _unstorable(_TOO_DEEP, path) from None
+    _check_all(decoded, path)
 
 
-def _too_deep(path: str) -> InvalidEventError:
-    return _unstorable(f"objects and arrays may be nested {MAX_DEPTH} deep", path)
+class _Members(list[tuple[str, object]]):
+    """An object's members, those too that a later one of the same name hides: jsonb reads them all."""
 
 
-def _leaves(value: object, path: str, depth: int = 1) -> Iterator[tuple[str, object]]:
+_Place = tuple["_Place", str] | None
+"""Where a value stands: its parent's place and one step, so that a path costs nothing until it is needed."""
+_TOO_DEEP = f"objects and arrays may be nested {MAX_DEPTH} deep"
+
+
+def _check_all(decoded: object, path: str) -> None:
+    """Without recursion: a body may hold millions of values."""
+    waiting: list[tuple[object, int, _Place]] = [(decoded, 1, None)]
+    while waiting:
+        value, depth, place = waiting.pop()
+        if problem := _problem(value, depth):
+            raise _unstorable(problem, path + _written(place))
+        match value:
+            case _Members():
+                for name, inner in value:
+                    waiting.append((name, depth, place))
+                    waiting.append((inner, depth + 1, (place, f".{name}")))
+            case list():
+                waiting.extend((inner, depth + 1, (place, f"[{i}]")) for i, inner in enumerate(value))
+
+
+def _problem(value: object, depth: int) -> str | None:
     match value:
-        case dict() | list() if depth > MAX_DEPTH:
-            raise _too_deep(path)
-        case dict():
-            for key, inner in value.items():
-                yield path, key
-                yield from _leaves(inner, f"{path}.{key}", depth + 1)
-        case list():
-            for i, inner in enumerate(value):
-                yield from _leaves(inner, f"{path}[{i}]", depth + 1)
-        case _:
-            yield path, value
+        case Decimal() if not _within_bounds(value):
+            return f"a number may have at most {MAX_NUMBER_DIGITS} digits"
+        case str() if not _encodable(value):
+            return "text must not contain U+0000 or half a surrogate pair"
+        case list() if depth > MAX_DEPTH:
+            return _TOO_DEEP
+    return None
+
+
+def _written(place: _Place) -> str:
+    steps = []
+    while place is not None:
+        place, step = place
+        steps.append(step)
+    return "".join(reversed(steps))
 
 
 def _within_bounds(number: Decimal) -> bool:
@@ -189,5 +209,8 @@ def _within_bounds(number: Decimal) -> bool:
     return isinstance(exponent, int) and max(number.adjusted(), -exponent, 0) < MAX_NUMBER_DIGITS
 
 
+_UNENCODABLE = re.compile("[\0\ud800-\udfff]")
+
+
 def _encodable(text: str) -> bool:
-    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+    return _UNENCODABLE.search(text) is None

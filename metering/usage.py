@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
+from metering.errors import InvalidError, Issue
 from metering.exact import MAX_TEXT_LENGTH, NUMBER_PATTERN
 from metering.jsonpath import parse_path
 from metering.meter import (
@@ -23,6 +24,8 @@ from metering.meter import (
 from metering.period import Period, WindowSize, window_of, windows, zone_of
 
 __all__ = ["query_usage"]
+
+MAX_ROWS = 100_000
 
 _AGGREGATES: Mapping[str, str] = {
     "COUNT": "CAST(count(*) AS numeric)",
@@ -81,8 +84,12 @@ def query_usage(session: Session, meter: MeterDefinition, query: UsageQuery) -> 
         )
         SELECT {", ".join(names)}, {_AGGREGATES[meter.aggregation]} AS value, count(number) AS numbers,
                min(time) AS first, max(time) AS last
-        FROM counted GROUP BY {", ".join(names)}"""
+        FROM counted GROUP BY {", ".join(names)} LIMIT {MAX_ROWS + 1}"""
     found = session.execute(text(sql), statement.parameters).all()
+    if len(found) > MAX_ROWS:
+        message = f"the answer has more than {MAX_ROWS} rows"
+        hint = "Shorten the period, filter, or group by less."
+        raise InvalidError(message, Issue(code="too_many_rows", message=message, hint=hint))
     rows = [_row(meter, query, cut, one) for one in found if one.value is not None]
     return in_order(rows) or empty_answer(meter, query)
 

@@ -176,7 +176,7 @@ def test_an_update_frees_the_subjects_it_leaves_out(session: Session, now: datet
     customer = create_customer(session, ACME, now=START)
     update(session, customer, replace(ACME, subject_keys=("gateway-2",)), now)
     other = a_customer(session, "gateway-1")
-    assert get_customer(session, "gateway-1") is other
+    assert get_customer(session, "gateway-1", by_subject=True) is other
 
 
 def test_an_update_is_refused_a_subject_of_another(session: Session, now: datetime) -> None:
@@ -241,7 +241,8 @@ def test_deleting_a_customer_frees_its_subjects_and_its_key(session: Session, no
     customer = create_customer(session, ACME, now=START)
     delete_customer(session, customer, now=now)
     successor = create_customer(session, ACME, now=now)
-    assert get_customer(session, "acme") is get_customer(session, "gateway-1") is successor
+    assert get_customer(session, "acme") is successor
+    assert get_customer(session, "gateway-1", by_subject=True) is successor
     gone = reread(session, customer)
     assert (gone.deleted_at, gone.usage_subjects, gone.name) == (now, (), "Acme")
 
@@ -276,10 +277,17 @@ def test_a_customer_is_found_by_id_key_or_subject(session: Session) -> None:
     customer = create_customer(session, ACME, now=START)
     a_customer(session, "other", key="another")
     for name in (customer.id, "acme", "gateway-1", "gateway-2"):
-        assert get_customer(session, name) is customer
+        assert get_customer(session, name, by_subject=True) is customer
+    with pytest.raises(CustomerNotFoundError):
+        get_customer(session, "gateway-3", by_subject=True)
+
+
+def test_a_subject_does_not_name_the_customer_that_is_to_be_changed(session: Session) -> None:
+    customer = create_customer(session, ACME, now=START)
+    for name in (customer.id, "acme"):
         assert get_customer(session, name, lock=True) is customer
     with pytest.raises(CustomerNotFoundError):
-        get_customer(session, "gateway-3")
+        get_customer(session, "gateway-1", lock=True)
 
 
 def test_a_deleted_customer_is_found_by_its_id_alone(session: Session, now: datetime) -> None:
@@ -288,7 +296,7 @@ def test_a_deleted_customer_is_found_by_its_id_alone(session: Session, now: date
     assert get_customer(session, customer.id) is customer
     for name in ("acme", "gateway-1"):
         with pytest.raises(CustomerNotFoundError):
-            get_customer(session, name)
+            get_customer(session, name, by_subject=True)
 
 
 def names(page: tuple[object, int]) -> list[str]:
@@ -332,7 +340,7 @@ def test_of_two_who_give_one_subject_to_two_customers_at_once_one_wins(engine: E
     assert isinstance(error, SubjectTakenError)
     assert error.issues[0].code == "subject_taken"
     with Session(engine) as session:
-        assert get_customer(session, "s").subject_keys == ["a", "s"]
+        assert get_customer(session, "s", by_subject=True).subject_keys == ["a", "s"]
         assert list_customers(session)[1] == 1
 
 
@@ -368,7 +376,7 @@ def test_of_two_updates_that_take_one_subject_at_once_one_wins(engine: Engine, n
     )
     assert isinstance(second.exception(), SubjectTakenError)
     with Session(engine) as session:
-        assert get_customer(session, "s").id == one.id
+        assert get_customer(session, "s", by_subject=True).id == one.id
         assert get_customer(session, other.id).subject_keys == ["other"]
 
 

@@ -172,6 +172,13 @@ def upgrade() -> None:
         ["customer_id", "active_from"],
         unique=False,
     )
+    op.create_index(
+        "subscriptions_open_ended_key",
+        "subscriptions",
+        ["customer_id"],
+        unique=True,
+        postgresql_where="active_to IS NULL",
+    )
     op.create_table(
         "subscription_phases",
         sa.Column("id", sa.CHAR(length=26), nullable=False),

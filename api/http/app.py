@@ -1,5 +1,6 @@
 """The HTTP API put together: the ingest routes in front, FastAPI behind, one database for both."""
 
+import asyncio
 import re
 import secrets
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import clock
-from api.database import connector
+from api.database import POOL, connector, open_database
 from api.flusher import Flusher
 from api.http import customers, features, invoices, meters, plans, quarantine, subscriptions
 from api.http.auth import KeyRing
@@ -34,8 +35,8 @@ _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 def create_app(engine: Engine, settings: Settings) -> ASGIApp:
     """The whole API as one ASGI application over a migrated database."""
-    sessions = sessionmaker(engine, expire_on_commit=False)
-    keys = KeyRing(sessions, settings.api_key, enabled=settings.auth)
+    aside = open_database(engine.url, connections=2)  # for what must be answered when all others are busy
+    keys = KeyRing(sessionmaker(aside), settings.api_key, enabled=settings.auth)
     flusher = Flusher(connect=connector(engine), now=clock.now)
     app = FastAPI(
         title="Tollgate",
@@ -46,24 +47,26 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
         separate_input_output_schemas=False,
         default_response_class=WireResponse,
         responses=PROBLEM_RESPONSES,
-        lifespan=_lifespan(flusher),
+        lifespan=_lifespan(flusher, aside),
     )
-    app.state.sessions = sessions
+    app.state.sessions = sessionmaker(engine, expire_on_commit=False)
+    app.state.permits = asyncio.Semaphore(POOL)
     for area in (meters, features, plans, customers, subscriptions, invoices, quarantine):
         app.include_router(area.router)
-    _add_health(app, engine)
+    _add_health(app, aside)
     _add_ingest(app)
     handle_errors(app)
     _document(app)
     return _Front(app, keys, Ingest(flusher, settings.kong_subject))
 
 
-def _lifespan(flusher: Flusher) -> Any:
+def _lifespan(flusher: Flusher, aside: Engine) -> Any:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         flusher.start()
         yield
-        flusher.stop()
+        await asyncio.to_thread(flusher.stop)
+        aside.dispose()
 
     return lifespan
 

@@ -11,6 +11,7 @@ from typing import Annotated
 from fastapi import Request, Security
 from fastapi.security import HTTPBearer
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.http.problems import UnauthorizedError
@@ -61,7 +62,7 @@ class KeyRing:
         try:
             with self.sessions() as session:
                 found = role_of(session, key_hash)
-        except (OperationalError, InterfaceError) as error:
+        except (OperationalError, InterfaceError, NoConnectionError) as error:
             raise UnavailableError("the database is not available; try again") from error
         if len(self._remembered) >= MAX_REMEMBERED:
             self._remembered.clear()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 from fastapi import Query, Request
@@ -32,17 +32,17 @@ __all__ = [
     "page_of",
 ]
 
-T = TypeVar("T")
-
 
 def _in_utc(at: datetime) -> datetime:
+    """The year first, as far from the ends of the calendar as no zone reaches."""
     if not FIRST_YEAR <= at.year <= LAST_YEAR:
         raise ValueError(f"the year must be from {FIRST_YEAR} to {LAST_YEAR}")
     return at.astimezone(UTC)
 
 
-FIRST_YEAR, LAST_YEAR = 1970, 2999  # beyond all contracts, and within what zones and windows can count
+FIRST_YEAR, LAST_YEAR = 1970, 2999
 Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+"""An instant that a client sends. Answers carry plain datetimes: what is stored is not judged again."""
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(?:[_-][a-z0-9]+)*$", max_length=64)]
 Metadata = dict[str, str]
 PageNumber = Annotated[int, Query(ge=1, le=1_000_000)]
@@ -111,7 +111,9 @@ class ExactRoute(APIRoute):
             exact = _ExactRequest(request.scope, request.receive)
             if self.body_field is not None:
                 await exact.decode()
-            return await handle(exact)
+            # With its body complete: a request in here may wait for the database, but for no slow client.
+            async with request.app.state.permits:
+                return await handle(exact)
 
         return exactly
 

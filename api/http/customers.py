@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from api.http.auth import admin, reader
-from api.http.body import Body, ExactRoute, Instant, Metadata, Page, PageNumber, PageSize, page_of
+from api.http.body import Body, ExactRoute, Metadata, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Transaction
 from api.http.subscriptions import SubscriptionBody, subscription_body
 from billing import customer_changes
@@ -54,9 +54,9 @@ class CustomerReplaceUpdate(Body):
 
 class CustomerBody(CustomerReplaceUpdate):
     id: str
-    created_at: Instant
-    updated_at: Instant
-    deleted_at: Instant | None = None
+    created_at: datetime
+    updated_at: datetime
+    deleted_at: datetime | None = None
     current_subscription_id: str | None = None
     subscriptions: list[SubscriptionBody] | None = None
 
@@ -144,7 +144,9 @@ def get(
     expand: Expand = None,
 ) -> CustomerBody:
     """By id, else by key, else by one of its subjects."""
-    return _bodies(session, [get_customer(session, customerIdOrKey)], now, expand=bool(expand))[0]
+    return _bodies(
+        session, [get_customer(session, customerIdOrKey, by_subject=True)], now, expand=bool(expand)
+    )[0]
 
 
 @router.put("/{customerIdOrKey}", operation_id="updateCustomer", dependencies=[admin])
@@ -179,7 +181,7 @@ def list_subscriptions(
     page: PageNumber = 1,
     page_size: PageSize = 100,
 ) -> SubscriptionPage:
-    customer = get_customer(session, customerIdOrKey)
+    customer = get_customer(session, customerIdOrKey, by_subject=True)
     found = [s for s in subscriptions_of(session, [customer.id]) if not status or s.status(now) in status]
     items = [subscription_body(one, now) for one in found[(page - 1) * page_size : page * page_size]]
     return SubscriptionPage(total_count=len(found), page=page, page_size=page_size, items=items)

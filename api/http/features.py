@@ -1,12 +1,13 @@
 """Features: /api/v1/features."""
 
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import StringConstraints
 
 from api.http.auth import admin, reader
-from api.http.body import Body, ExactRoute, Instant, Key, Metadata, Page
+from api.http.body import Body, ExactRoute, Key, Metadata, Page
 from api.http.session import Now, Transaction
 from catalog import features
 from catalog.features import Feature
@@ -26,9 +27,9 @@ class FeatureCreate(Body):
 
 class FeatureBody(FeatureCreate):
     id: str
-    created_at: Instant
-    updated_at: Instant
-    archived_at: Instant | None = None
+    created_at: datetime
+    updated_at: datetime
+    archived_at: datetime | None = None
 
 
 class FeaturePage(Page):

@@ -4,11 +4,13 @@
 http-log plugin sends and answers 200 with counts. Both answer after COMMIT.
 """
 
+import asyncio
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import structlog
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope
 
@@ -25,7 +27,14 @@ __all__ = ["MAX_BODY", "OPENAPI_PATHS", "Ingest", "body_too_large"]
 MAX_BODY = 10 * 1024 * 1024
 """Bytes of a request body."""
 
+BODY_SECONDS = 60.0
+MAX_ENTRIES = 10_000
+"""Log entries in one body: Kong's batches hold hundreds."""
+
 _KONG = re.compile(r"/api/v1/ingest/kong/([A-Za-z0-9][A-Za-z0-9._-]{0,63})")
+
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,11 @@ class Ingest:
         """The answer; raises TollgateError. The caller's role is known."""
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         authorize(scope["state"]["role"], "ingest")
-        body = await _read(headers, receive)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await _read(headers, receive)
+        except TimeoutError:
+            raise InvalidError("the body took too long to arrive") from None
         if kong := _KONG.fullmatch(scope["path"]):
             return await self._kong(kong[1], body)
         return await self._events(headers.get(b"content-type", ""), body)
@@ -54,10 +67,13 @@ class Ingest:
         return Response(status_code=204)
 
     async def _kong(self, gateway: str, body: bytes) -> Response:
-        entries, bad = read_entries(
-            decode_entries(body), gateway=gateway, subject_rules=self.kong_subject, now=clock.now()
-        )
+        sent = decode_entries(body)
+        if len(sent) > MAX_ENTRIES:
+            raise too_many_entries()
+        entries, bad = read_entries(sent, gateway=gateway, subject_rules=self.kong_subject, now=clock.now())
         receipt = await self.flusher.store(entries, quarantined=[(gateway, entry) for entry in bad])
+        if bad:
+            log.warning("quarantined", gateway=gateway, entries=len(bad), first=bad[0].reason)
         counts = {"stored": receipt.stored, "duplicate": receipt.duplicate, "quarantined": len(bad)}
         return JSONResponse(counts)
 
@@ -74,6 +90,13 @@ def body_too_large() -> PayloadTooLargeError:
     message = f"a request body may have {MAX_BODY // 1024 // 1024} MB at most"
     return PayloadTooLargeError(
         message, Issue(code="body_too_large", message=message, hint="Send smaller batches.")
+    )
+
+
+def too_many_entries() -> PayloadTooLargeError:
+    message = f"a body may have {MAX_ENTRIES} entries at most"
+    return PayloadTooLargeError(
+        message, Issue(code="too_many_entries", message=message, hint="Lower max_batch_size.")
     )
 
 

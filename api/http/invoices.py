@@ -3,7 +3,7 @@
 Until invoices are issued there is one kind: the gathering invoice, computed on the spot.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Literal
 
@@ -28,7 +28,7 @@ from billing.rating import DetailedLine, Totals
 from billing.timeline import Charge
 from catalog.money import minor_digits
 from catalog.price import FlatPrice, Price
-from metering.errors import Issue, NotFoundError
+from metering.errors import InvalidError, Issue, NotFoundError
 from metering.ids import derived_id
 from metering.period import Period
 
@@ -37,9 +37,12 @@ __all__ = ["router"]
 router = APIRouter(prefix="/api/v1", tags=["Invoices"], route_class=ExactRoute)
 
 
+FURTHEST_AHEAD = timedelta(days=2 * 365)
+
+
 class PeriodBody(Body):
-    from_: Instant
-    to: Instant
+    from_: datetime
+    to: datetime
 
     @staticmethod
     def of(period: Period) -> "PeriodBody":
@@ -77,14 +80,14 @@ class DetailedLineBody(Body):
     type: Literal["flat_fee"] = "flat_fee"
     id: str
     name: str
-    created_at: Instant
-    updated_at: Instant
+    created_at: datetime
+    updated_at: datetime
     managed_by: Literal["system"] = "system"
     status: Literal["detailed"] = "detailed"
     category: Literal["regular"] = "regular"
     currency: str
     period: PeriodBody
-    invoice_at: Instant
+    invoice_at: datetime
     per_unit_amount: str
     quantity: str
     payment_term: Literal["in_advance", "in_arrears"]
@@ -103,13 +106,13 @@ class LineBody(Body):
     name: str
     description: str | None = None
     metadata: Metadata | None = None
-    created_at: Instant
-    updated_at: Instant
+    created_at: datetime
+    updated_at: datetime
     managed_by: Literal["subscription"] = "subscription"
     status: Literal["valid"] = "valid"
     currency: str
     period: PeriodBody
-    invoice_at: Instant
+    invoice_at: datetime
     feature_key: str | None = None
     price: Price | None
     rate_card: UsageBasedRateCard
@@ -152,8 +155,8 @@ class Workflow(Body):
 class InvoiceBody(Body):
     id: str
     type: Literal["standard"] = "standard"
-    created_at: Instant
-    updated_at: Instant
+    created_at: datetime
+    updated_at: datetime
     supplier: Party
     customer: InvoiceCustomer
     number: str
@@ -323,7 +326,10 @@ def preview(
     at: Annotated[Instant | None, Query(description="usage counts up to this instant")] = None,
 ) -> InvoiceBody:
     """What the customer would be billed, as of now or of any other instant."""
-    customer = get_customer(session, customerIdOrKey)
+    if at is not None and at > now + FURTHEST_AHEAD:
+        message = f"at may lie at most {FURTHEST_AHEAD.days // 365} years ahead"
+        raise InvalidError(message, Issue(code="too_far_ahead", message=message, field="$.at"))
+    customer = get_customer(session, customerIdOrKey, by_subject=True)
     invoices = gathering_invoices(session, [customer], at=at or now, usage_until=at)
     if not invoices:
         message = f"{customer.name!r} has no subscription by then, so there is nothing to bill"

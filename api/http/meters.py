@@ -1,6 +1,7 @@
 """Meters and their usage: /api/v1/meters."""
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -43,10 +44,11 @@ class MeterCreate(MeterUpdate):
 
 
 class MeterBody(MeterCreate):
+    event_from: datetime | None = None
     id: str
-    created_at: Instant
-    updated_at: Instant
-    deleted_at: Instant | None = None
+    created_at: datetime
+    updated_at: datetime
+    deleted_at: datetime | None = None
 
 
 class MeterQueryRequest(Body):
@@ -64,15 +66,15 @@ class MeterQueryRow(Body):
     """`value` is a JSON number with all its digits."""
 
     value: Annotated[float, Field(description="exact: read it from its text where a float is too short")]
-    window_start: Instant
-    window_end: Instant
+    window_start: datetime
+    window_end: datetime
     subject: str | None
     group_by: dict[str, str | None]
 
 
 class MeterQueryResult(Body):
-    from_: Instant | None = Field(None, alias="from")
-    to: Instant | None = None
+    from_: datetime | None = Field(None, alias="from")
+    to: datetime | None = None
     window_size: WindowSize | None = None
     data: list[MeterQueryRow]
 

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from api.http.auth import admin, reader
-from api.http.body import Body, ExactRoute, Instant, Key, Metadata, Page, PageNumber, PageSize, page_of
+from api.http.body import Body, ExactRoute, Key, Metadata, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Transaction
 from catalog import plans
 from catalog.plans import Plan, PlanStatus
@@ -39,7 +39,7 @@ class PlanReplaceUpdate(Body):
     billing_cadence: str
     pro_rating_config: ProRatingConfig = ProRatingConfig()
     settlement_mode: Literal["credit_then_invoice"] = "credit_then_invoice"
-    phases: Annotated[list[Phase], Field(min_length=1)]
+    phases: Annotated[list[Phase], Field(min_length=1, max_length=100)]
 
 
 class PlanCreate(PlanReplaceUpdate):
@@ -58,11 +58,11 @@ class PlanBody(PlanCreate):
     id: str
     version: int
     status: PlanStatus
-    effective_from: Instant | None = None
-    effective_to: Instant | None = None
+    effective_from: datetime | None = None
+    effective_to: datetime | None = None
     validation_errors: list[ValidationError]
-    created_at: Instant
-    updated_at: Instant
+    created_at: datetime
+    updated_at: datetime
 
 
 class PlanPage(Page):

@@ -14,7 +14,9 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from metering.errors import (
@@ -121,6 +123,8 @@ def handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(OperationalError, _database)
     app.add_exception_handler(InterfaceError, _database)
+    app.add_exception_handler(NoConnectionError, _database)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -155,6 +159,12 @@ def _database(request: Request, error: Exception) -> Response:
     first = str(getattr(error, "orig", error)).partition("\n")[0]
     structlog.get_logger().warning("database_unavailable", error=first, request_id=request_id_of(request))
     return problem(503, "the database is not available; try again", request_id=request_id_of(request))
+
+
+def _gone(request: Request, _: Exception) -> Response:
+    return problem(
+        408, "the client went away before the body was complete", request_id=request_id_of(request)
+    )
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

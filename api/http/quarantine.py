@@ -1,11 +1,12 @@
 """What gateways sent that can't be metered: /api/v1/ingest/quarantine."""
 
+from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 
 from api.http.auth import reader
-from api.http.body import Body, ExactRoute, Instant
+from api.http.body import Body, ExactRoute
 from api.http.session import Transaction
 from metering.quarantine import list_quarantined
 
@@ -20,7 +21,7 @@ class QuarantinedBody(Body):
     request_id: str | None = None
     reason: str
     events: list[dict[str, Any]]
-    received_at: Instant
+    received_at: datetime
 
 
 class QuarantineList(Body):

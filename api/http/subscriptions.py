@@ -13,7 +13,7 @@ from api.http.features import FeatureBody, feature_body
 from api.http.plans import Alignment, ProRatingConfig
 from api.http.session import Now, Transaction
 from billing import subscriptions
-from billing.customer import get_customer
+from billing.customer import Customer, get_customer
 from billing.subscriptions import Subscription, SubscriptionItem, SubscriptionPhase, SubscriptionStatus
 from catalog.features import Feature, features_by_id
 from catalog.plans import Plan, PlanNotFoundError, get_plan
@@ -58,16 +58,16 @@ class SubscriptionBody(Body):
     name: str
     description: str | None = None
     metadata: Metadata | None = None
-    created_at: Instant
-    updated_at: Instant
-    active_from: Instant
-    active_to: Instant | None = None
+    created_at: datetime
+    updated_at: datetime
+    active_from: datetime
+    active_to: datetime | None = None
     status: SubscriptionStatus
     customer_id: str
     plan: PlanReference
     currency: str
     billing_cadence: str
-    billing_anchor: Instant
+    billing_anchor: datetime
     pro_rating_config: ProRatingConfig
     settlement_mode: Literal["credit_then_invoice"] = "credit_then_invoice"
     cost_basis_mode: Literal["dynamic"] = "dynamic"
@@ -84,10 +84,10 @@ class ItemBody(Body):
     name: str
     description: str | None = None
     metadata: Metadata | None = None
-    created_at: Instant
-    updated_at: Instant
-    active_from: Instant
-    active_to: Instant | None = None
+    created_at: datetime
+    updated_at: datetime
+    active_from: datetime
+    active_to: datetime | None = None
     feature_key: str | None = None
     billing_cadence: str | None
     price: Price | None
@@ -100,10 +100,10 @@ class PhaseBody(Body):
     name: str
     description: str | None = None
     metadata: Metadata | None = None
-    created_at: Instant
-    updated_at: Instant
-    active_from: Instant
-    active_to: Instant | None = None
+    created_at: datetime
+    updated_at: datetime
+    active_from: datetime
+    active_to: datetime | None = None
     items: list[ItemBody]
     item_timelines: dict[str, list[ItemBody]]
 
@@ -175,11 +175,7 @@ def _phase_body(phase: SubscriptionPhase, features: dict[str, Feature]) -> Phase
 @router.post("", operation_id="createSubscription", status_code=201, dependencies=[admin])
 def create(session: Transaction, now: Now, body: SubscriptionCreate) -> SubscriptionBody:
     """Sign a customer up to a plan; the contract copies the plan's phases and prices."""
-    customer_name = body.customer_id or body.customer_key
-    if customer_name is None:
-        message = "customerId or customerKey is required"
-        raise InvalidError(message, Issue(code="field_required", message=message, field="$.customerId"))
-    customer = get_customer(session, customer_name, lock=True)
+    customer = _customer(session, body)
     subscription = subscriptions.create_subscription(
         session,
         customer=customer,
@@ -193,6 +189,19 @@ def create(session: Transaction, now: Now, body: SubscriptionCreate) -> Subscrip
         now=now,
     )
     return subscription_body(subscription, now)
+
+
+def _customer(session: Session, body: SubscriptionCreate) -> Customer:
+    """The customer whom id and key name, both if both are given; locked."""
+    names = [name for name in (body.customer_id, body.customer_key) if name is not None]
+    if not names:
+        message = "customerId or customerKey is required"
+        raise InvalidError(message, Issue(code="field_required", message=message, field="$.customerId"))
+    customer = get_customer(session, names[0], lock=True)
+    if body.customer_id not in (None, customer.id) or body.customer_key not in (None, customer.key):
+        message = "customerId and customerKey name no one customer"
+        raise InvalidError(message, Issue(code="customer_mismatch", message=message, field="$.customerKey"))
+    return customer
 
 
 def _plan(session: Session, meant: PlanReferenceInput) -> Plan:
