@@ -155,7 +155,8 @@ def test_a_bad_rate_card_is_told_with_its_path(card: RateCard, code: str, severi
         ("P1W", "P4W", True),
         ("P4W", "P2W", True),
         ("P1D", "P1W", True),
-        ("PT1H", "P1W", True),
+        ("PT24H", "P1W", True),
+        ("PT1H", "P1W", False),  # nothing is billed by the hour
         ("P2M", "P3M", False),
         ("P3W", "P2W", False),
         ("P1M", "P4W", False),

@@ -2,15 +2,16 @@
 
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Container, Coroutine
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import msgspec
 from fastapi import Query, Request
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints, model_validator
 from starlette.responses import JSONResponse, Response
 
 from metering.errors import InvalidError, Issue
@@ -19,6 +20,7 @@ from metering.exact import plain
 from metering.wire import camel
 
 __all__ = [
+    "RESOURCE",
     "Body",
     "ExactRoute",
     "Instant",
@@ -34,13 +36,15 @@ __all__ = [
 
 
 def _in_utc(at: datetime) -> datetime:
-    """The year first, as far from the ends of the calendar as no zone reaches."""
+    """Checked after it was converted, so that what has passed once passes again."""
+    with suppress(OverflowError):
+        at = at.astimezone(UTC)
     if not FIRST_YEAR <= at.year <= LAST_YEAR:
         raise ValueError(f"the year must be from {FIRST_YEAR} to {LAST_YEAR}")
-    return at.astimezone(UTC)
+    return at
 
 
-FIRST_YEAR, LAST_YEAR = 1970, 2999
+FIRST_YEAR, LAST_YEAR = 1900, 2999
 Instant = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 """An instant that a client sends. Answers carry plain datetimes: what is stored is not judged again."""
 Key = Annotated[str, StringConstraints(pattern=r"^[a-z0-9]+(?:[_-][a-z0-9]+)*$", max_length=64)]
@@ -55,9 +59,22 @@ NULLABLE = frozenset({"price", "billingCadence", "duration", "subject"})
 class Body(BaseModel):
     """The base of request and response bodies. Unknown members are refused, never silently dropped."""
 
+    READ_ONLY: ClassVar[frozenset[str]] = frozenset()
+    """What a client may send back as it got it, and what is passed over as OpenMeter does."""
+
     model_config = ConfigDict(
         alias_generator=camel, populate_by_name=True, extra="forbid", from_attributes=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_read_only(cls, sent: Any) -> Any:
+        if isinstance(sent, dict) and cls.READ_ONLY:
+            return {name: value for name, value in sent.items() if name not in cls.READ_ONLY}
+        return sent
+
+
+RESOURCE = frozenset({"id", "createdAt", "updatedAt", "deletedAt", "annotations"})
 
 
 class Page(Body):
@@ -107,7 +124,10 @@ class ExactRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
+        known = {field.alias for field in self.dependant.query_params} | HARMLESS_PARAMETERS
+
         async def exactly(request: Request) -> Response:
+            _refuse_unknown(request, known)
             exact = _ExactRequest(request.scope, request.receive)
             if self.body_field is not None:
                 await exact.decode()
@@ -116,6 +136,18 @@ class ExactRoute(APIRoute):
                 return await handle(exact)
 
         return exactly
+
+
+HARMLESS_PARAMETERS = frozenset({"order", "orderBy", "page", "pageSize", "includeDeleted", "clientId"})
+"""OpenMeter's, which here change nothing that a client could be misled by."""
+
+
+def _refuse_unknown(request: Request, known: Container[str]) -> None:
+    """A filter that is not understood would widen the answer."""
+    for name in request.query_params:
+        if name not in known and not name.startswith("filterGroupBy["):
+            message = f"the parameter {name!r} is not known here, or not available yet"
+            raise InvalidError(message, Issue(code="unknown_field", message=message, field=f"$.{name}"))
 
 
 class WireResponse(JSONResponse):

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from api.http.auth import admin, reader
-from api.http.body import Body, ExactRoute, Metadata, Page, PageNumber, PageSize, page_of
+from api.http.body import RESOURCE, Body, ExactRoute, Metadata, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Transaction
 from api.http.subscriptions import SubscriptionBody, subscription_body
 from billing import customer_changes
@@ -28,6 +28,8 @@ class UsageAttribution(Body):
 
 
 class CustomerReplaceUpdate(Body):
+    READ_ONLY = RESOURCE | {"currentSubscriptionId", "subscriptions"}
+
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     key: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
     description: Annotated[str, StringConstraints(max_length=1024)] | None = None
@@ -53,6 +55,8 @@ class CustomerReplaceUpdate(Body):
 
 
 class CustomerBody(CustomerReplaceUpdate):
+    READ_ONLY = frozenset()
+
     id: str
     created_at: datetime
     updated_at: datetime

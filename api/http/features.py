@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from pydantic import StringConstraints
 
 from api.http.auth import admin, reader
-from api.http.body import Body, ExactRoute, Key, Metadata, Page
+from api.http.body import RESOURCE, Body, ExactRoute, Key, Metadata, Page
 from api.http.session import Now, Transaction
 from catalog import features
 from catalog.features import Feature
@@ -18,6 +18,8 @@ router = APIRouter(prefix="/api/v1/features", tags=["Features"], route_class=Exa
 
 
 class FeatureCreate(Body):
+    READ_ONLY = RESOURCE | {"archivedAt"}
+
     key: Key
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     metadata: Metadata | None = None
@@ -26,6 +28,8 @@ class FeatureCreate(Body):
 
 
 class FeatureBody(FeatureCreate):
+    READ_ONLY = frozenset()
+
     id: str
     created_at: datetime
     updated_at: datetime

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from api.http.auth import admin, reader
-from api.http.body import Body, ExactRoute, Key, Metadata, Page, PageNumber, PageSize, page_of
+from api.http.body import RESOURCE, Body, ExactRoute, Key, Metadata, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Transaction
 from catalog import plans
 from catalog.plans import Plan, PlanStatus
@@ -32,6 +32,8 @@ class Alignment(Body):
 
 
 class PlanReplaceUpdate(Body):
+    READ_ONLY = RESOURCE | {"version", "status", "effectiveFrom", "effectiveTo", "validationErrors"}
+
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     description: Annotated[str, StringConstraints(max_length=1024)] | None = None
     metadata: Metadata | None = None
@@ -55,6 +57,8 @@ class ValidationError(Body):
 
 
 class PlanBody(PlanCreate):
+    READ_ONLY = frozenset()
+
     id: str
     version: int
     status: PlanStatus
