@@ -3,7 +3,6 @@
 import asyncio
 import uuid
 from collections import Counter
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -77,8 +76,7 @@ def test_a_contract_begins_at_most_ten_years_ago_and_is_previewed_at_most_two_ah
     too_early = {**body, "timing": "2001-01-01T00:00:00Z"}
     assert_problem(client.post("/api/v1/subscriptions", json=too_early), 400, "too_long_ago", "$.timing")
     assert client.post("/api/v1/subscriptions", json=body).status_code == 201
-    at = (datetime.now(UTC) + timedelta(days=800)).isoformat()
-    preview = client.get(f"/api/v1/customers/{customer['id']}/invoice-preview", params={"at": at})
+    preview = client.get(f"/api/v1/customers/{customer['id']}/invoice-preview?at=2999-01-01T00:00:00Z")
     assert_problem(preview, 400, "too_far_ahead", "$.at")
 
 

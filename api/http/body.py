@@ -142,10 +142,13 @@ HARMLESS_PARAMETERS = frozenset({"order", "orderBy", "page", "pageSize", "includ
 """OpenMeter's, which here change nothing that a client could be misled by."""
 
 
+_FILTER = re.compile(r"filterGroupBy\[[^]]+\]")
+
+
 def _refuse_unknown(request: Request, known: Container[str]) -> None:
     """A filter that is not understood would widen the answer."""
     for name in request.query_params:
-        if name not in known and not name.startswith("filterGroupBy["):
+        if name not in known and not (request.url.path.endswith("/query") and _FILTER.fullmatch(name)):
             message = f"the parameter {name!r} is not known here, or not available yet"
             raise InvalidError(message, Issue(code="unknown_field", message=message, field=f"$.{name}"))
 
