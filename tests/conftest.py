@@ -6,6 +6,7 @@ databases); otherwise they start the embedded one.
 
 import itertools
 import os
+import signal
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,9 @@ from sqlalchemy.orm import Session
 from api.migrations import migrate
 from api.postgres import EmbeddedPostgres
 from tests.server import Server, open_place
+
+# Whoever starts the tests in the background may have them ignore Ctrl-C; then so would our servers.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("tollgate", deadline=None, derandomize=True)
 settings.load_profile("tollgate")
