@@ -169,6 +169,7 @@ def test_what_is_no_json_in_utf_8_is_refused_as_a_whole(body: bytes) -> None:
         (b'{"a": 1e1000}', ".a"),
         (b'{"a": [0, -1E-1000 ]}', ".a[1]"),
         (b'{"a": 0e1000}', ".a"),
+        (b'{"a": 12e999}', ".a"),
         (b'{"a": 1e99999999999999999999}', ""),
         (b'{"a": 1e-99999999999999999999}', ""),
         (b'{"a": %b}' % (b"9" * 1001), ".a"),
@@ -211,6 +212,16 @@ def test_half_a_surrogate_pair_is_refused_also_by_those_who_write_data_themselve
         with pytest.raises(InvalidEventError) as caught:
             check_storable(text.encode(), "$.data")
         assert caught.value.issues[0].field == "$.data.a[0]"
+
+
+def test_nesting_without_end_is_refused_also_where_nobody_parsed_it_before() -> None:
+    with pytest.raises(InvalidEventError, match="nested 100 deep"):
+        check_storable(b"[" * 100_000 + b"]" * 100_000, "$.data")
+
+
+@pytest.mark.parametrize("time", ["1970-01-01T00:00:00Z", "9989-12-31T23:59:59.999999Z"])
+def test_time_has_a_first_and_a_last_instant(time: str) -> None:
+    assert decoded(GOOD | {"time": time})[0].time == datetime.fromisoformat(time)
 
 
 def test_nothing_of_a_batch_is_decoded_when_one_event_is_wrong() -> None:

@@ -371,6 +371,15 @@ def test_a_request_that_can_not_be_stored_fails_alone_and_whole(
     assert store(flusher, [call("2")]) == Receipt(1, 0)
 
 
+def test_of_two_events_with_one_identity_in_a_request_the_first_counts(
+    flusher: Flusher, connection: Connection[Any]
+) -> None:
+    flusher.start()
+    twice = [call("1", subject="first"), call("1", subject="second")]
+    assert store(flusher, twice, [call("1", subject="third")]) == Receipt(1, 1)
+    assert stored(connection) == {"1": "first"}
+
+
 def test_an_entry_that_can_not_be_quarantined_fails_alone(
     flusher: Flusher, connection: Connection[Any]
 ) -> None:
@@ -399,14 +408,17 @@ def test_an_event_that_another_server_is_storing_at_the_moment_is_stored_once(
             another.autocommit = False
             append_events(another, keyed([(call("1", subject="theirs"), NOW)]), now=NOW)
             tasks = await queued(flusher, [[call("0")], [call("1")]], [[call("1")]], [[call("1"), call("2")]])
+            entry = asyncio.create_task(flusher.store([], quarantined=[bad("a")]))
+            await asyncio.sleep(0)
             flusher.start()
             until(lambda: blocked(connection) is not None)
             another.commit()
-        return await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks, entry)
 
-    assert within_a_minute(main()) == [Receipt(1, 1), Receipt(0, 1), Receipt(1, 0)]
+    assert within_a_minute(main()) == [Receipt(1, 1), Receipt(0, 1), Receipt(1, 0), Receipt(0, 0)]
     assert stored(connection) == {"0": "ada", "1": "theirs", "2": "ada"}
     assert commits(connection) == 2
+    assert connection.execute("SELECT digest FROM quarantined_entries").fetchall() == [(b"a",)]
 
 
 def test_two_flushers_with_the_same_events_store_each_once(

@@ -79,7 +79,7 @@ def test_every_instant_lies_in_its_window_and_in_no_neighbour(
     assert window_of(window.start - timedelta(microseconds=1), size, zone).end == window.start
 
 
-@pytest.mark.parametrize("year", [1937, 1972, 1987, 2009, 2011, 2026])
+@pytest.mark.parametrize("year", [1919, 1937, 1972, 1987, 2009, 2011, 2026])
 def test_windows_tile_time_over_every_clock_change_of_a_year(year: int) -> None:
     for day, zone in clock_changes(year):
         around = Period(start=day - timedelta(hours=1), end=day + timedelta(hours=25))
