@@ -8,11 +8,19 @@ from alembic.autogenerate.api import AutogenContext
 import api.keys
 import billing.subscriptions
 import catalog.plans
+import metering.cubes
 import metering.events
 import metering.quarantine
 from metering.database import Base, ValueType
 
-TABLES = (api.keys, billing.subscriptions, catalog.plans, metering.events, metering.quarantine)
+TABLES = (
+    api.keys,
+    billing.subscriptions,
+    catalog.plans,
+    metering.cubes,
+    metering.events,
+    metering.quarantine,
+)
 """Imported for the tables that they, and what they import, declare."""
 
 
