@@ -11,6 +11,7 @@ import catalog.plans
 import metering.cubes
 import metering.events
 import metering.quarantine
+import metering.subjects
 from metering.database import Base, ValueType
 
 TABLES = (
@@ -20,6 +21,7 @@ TABLES = (
     metering.cubes,
     metering.events,
     metering.quarantine,
+    metering.subjects,
 )
 """Imported for the tables that they, and what they import, declare."""
 
