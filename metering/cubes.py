@@ -38,6 +38,7 @@ class PendingBatch(Base):
 class UsageCube(Base):
     """`paths` are the dimensions it tells apart, `too_wide` those that have too many values for it.
 
+    `distinct_values` and `latest_values` say whether it can answer UNIQUE_COUNT and LATEST, which cost more.
     `built_to` is the last batch it holds while it is being built, None once it holds all that are folded.
     Hours are kept from `hours_from` on, days up to `closed_to`; `version` changes with either.
     """
@@ -50,6 +51,7 @@ class UsageCube(Base):
     paths: Mapped[list[str]] = mapped_column(ARRAY(Text))
     too_wide: Mapped[list[str]] = mapped_column(ARRAY(Text))
     distinct_values: Mapped[bool]
+    latest_values: Mapped[bool]
     built_to: Mapped[int | None] = mapped_column(BigInteger)
     hours_from: Mapped[Instant]
     closed_to: Mapped[Instant]

@@ -17,6 +17,7 @@ from typing import Literal, assert_never
 from metering.errors import InvalidError, Issue
 from metering.event import Event
 from metering.exact import EXACT, number_of, plain, total
+from metering.filter_string import FilterString, matches
 from metering.ids import event_key
 from metering.jsonpath import MISSING, parse_path, value_at
 from metering.period import Period, WindowSize, window_of, zone_of
@@ -47,8 +48,10 @@ class MeterDefinition:
 class UsageQuery:
     """One question to a meter: which events, cut by which windows, grouped by which dimensions.
 
-    `filters` maps a dimension to the values it may have; `subjects` None means every subject, empty means
-    none; `group_by` may hold "subject".
+    `filters` maps a dimension to the values it may have, `conditions` to what its text must fulfil.
+    `subjects` None means every subject, empty means none. `customers` says who owns which subject: then
+    only their usage counts. `group_by` may hold "subject", and "customer_id" where customers are given.
+    `as_of` asks for what was known at that instant; what the fold is given is all that was known.
     """
 
     start: datetime | None = None
@@ -57,7 +60,17 @@ class UsageQuery:
     zone: str = "UTC"
     subjects: tuple[str, ...] | None = None
     filters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    conditions: Mapping[str, FilterString] = field(default_factory=dict)
+    customers: Mapping[str, str] | None = None
     group_by: tuple[str, ...] = ()
+    as_of: datetime | None = None
+
+    @property
+    def counted_subjects(self) -> tuple[str, ...] | None:
+        """The subjects whose usage counts, None for all."""
+        if self.customers is None:
+            return self.subjects
+        return tuple(s for s in self.customers if self.subjects is None or s in self.subjects)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +123,11 @@ def _issue(message: str, where: str, hint: str) -> Issue:
 
 def check_query(meter: MeterDefinition, query: UsageQuery) -> None:
     """Raise InvalidError when the meter can't be asked that."""
-    for name, where in [(n, "$.groupBy") for n in query.group_by] + [
-        (n, "$.filterGroupBy") for n in query.filters
-    ]:
-        if name not in meter.group_by and not (name == "subject" and where == "$.groupBy"):
+    named = [(name, "$.groupBy") for name in query.group_by if not _is_owner(query, name)]
+    named += [(name, "$.filterGroupBy") for name in query.filters]
+    named += [(name, "$.advancedMeterGroupByFilters") for name in query.conditions]
+    for name, where in named:
+        if name not in meter.group_by:
             known = ", ".join(sorted(meter.group_by)) or "none"
             hint = f"This meter's dimensions: {known}."
             issue = Issue(
@@ -126,6 +140,10 @@ def check_query(meter: MeterDefinition, query: UsageQuery) -> None:
     zone_of(query.zone)
 
 
+def _is_owner(query: UsageQuery, name: str) -> bool:
+    return name == "subject" or (name == "customer_id" and query.customers is not None)
+
+
 def fold(meter: MeterDefinition, query: UsageQuery, events: Iterable[Event]) -> list[UsageRow]:
     """The rows that answer `query` over these events: the definition of what SQL must say."""
     check_query(meter, query)
@@ -134,7 +152,7 @@ def fold(meter: MeterDefinition, query: UsageQuery, events: Iterable[Event]) -> 
         data = json.loads(event.data or b"{}", parse_float=Decimal)
         if _selected(meter, query, event, data):
             window = _window(query, event.time)
-            group = tuple(_dimension(meter, name, event, data) for name in query.group_by)
+            group = tuple(_key(meter, query, name, event, data) for name in query.group_by)
             groups[window, group].append(_counted(meter, event, data))
     rows = [
         UsageRow(
@@ -181,14 +199,23 @@ def _selected(meter: MeterDefinition, query: UsageQuery, event: Event, data: obj
         event.type == meter.event_type
         and all(event.time >= start for start in starts)
         and (query.end is None or event.time < query.end)
-        and (query.subjects is None or event.subject in query.subjects)
-        and all(_dimension(meter, name, event, data) in allowed for name, allowed in query.filters.items())
+        and (query.counted_subjects is None or event.subject in query.counted_subjects)
+        and all(_dimension(meter, name, data) in allowed for name, allowed in query.filters.items())
+        and all(
+            matches(condition, _dimension(meter, name, data)) for name, condition in query.conditions.items()
+        )
     )
 
 
-def _dimension(meter: MeterDefinition, name: str, event: Event, data: object) -> str:
+def _key(meter: MeterDefinition, query: UsageQuery, name: str, event: Event, data: object) -> str:
     if name == "subject":
         return event.subject
+    if name == "customer_id" and query.customers is not None:
+        return query.customers[event.subject]
+    return _dimension(meter, name, data)
+
+
+def _dimension(meter: MeterDefinition, name: str, data: object) -> str:
     return text_of(value_at(data, parse_path(meter.group_by[name])))
 
 

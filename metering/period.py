@@ -12,7 +12,10 @@ from typing import Literal
 
 from metering.errors import InvalidError, Issue
 
-__all__ = ["Period", "WindowSize", "window_of", "windows", "zone_of"]
+__all__ = ["FIRST_INSTANT", "LAST_INSTANT", "Period", "WindowSize", "window_of", "windows", "zone_of"]
+
+FIRST_INSTANT, LAST_INSTANT = datetime(1970, 1, 1, tzinfo=UTC), datetime(9990, 1, 1, tzinfo=UTC)
+"""No event is earlier than the one, nor as late as the other."""
 
 WindowSize = Literal["MINUTE", "HOUR", "DAY", "MONTH"]
 

@@ -1,16 +1,28 @@
-"""Usage from stored events: the reference fold of metering/meter.py, said in one SQL statement."""
+"""Usage from what is stored: the reference fold of metering/meter.py, said in one SQL statement.
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+Whole days and hours come from a usage cube. What a window cuts out of an hour, and what has been stored
+since the cube was folded, comes from the events themselves. An answer is what is known at one instant.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
 from metering.errors import InvalidError, Issue
-from metering.exact import MAX_TEXT_LENGTH, NUMBER_PATTERN
-from metering.jsonpath import parse_path
+from metering.expressions import (
+    ALL_EVENTS,
+    NOT_VOIDED,
+    Statement,
+    digest_of,
+    dimension_of,
+    number_of,
+    value_of,
+)
+from metering.filter_string import condition_sql
 from metering.meter import (
     MeterDefinition,
     UsageQuery,
@@ -21,45 +33,87 @@ from metering.meter import (
     in_order,
     span,
 )
-from metering.period import Period, WindowSize, window_of, windows, zone_of
+from metering.period import FIRST_INSTANT, LAST_INSTANT, Period, WindowSize, window_of, windows, zone_of
+from metering.segments import Segments, segments
 
-__all__ = ["query_usage"]
+__all__ = ["query_usage", "usage_groups"]
 
 MAX_ROWS = 100_000
+ATTEMPTS = 10
 
-_AGGREGATES: Mapping[str, str] = {
-    "COUNT": "CAST(count(*) AS numeric)",
-    "UNIQUE_COUNT": "CAST(count(DISTINCT text) AS numeric)",
-    "SUM": "sum(number)",
-    "AVG": "sum(number)",
-    "MIN": "min(number)",
-    "MAX": "max(number)",
-    "LATEST": "(array_agg(number ORDER BY time DESC, key DESC) FILTER (WHERE number IS NOT NULL))[1]",
+_COLUMNS: Mapping[str, Mapping[str, str]] = {
+    "COUNT": {"events": "1"},
+    "UNIQUE_COUNT": {"digest": "digest"},
+    "SUM": {"sum": "number", "numbers": "CASE WHEN number IS NULL THEN 0 ELSE 1 END"},
+    "AVG": {"sum": "number", "numbers": "CASE WHEN number IS NULL THEN 0 ELSE 1 END"},
+    "MIN": {"min": "number"},
+    "MAX": {"max": "number"},
+    "LATEST": {"latest": "number", "latest_time": "time", "latest_key": "key"},
+}
+"""What each aggregation needs of a bucket, and the same of a single event."""
+
+_VALUES: Mapping[str, str] = {
+    "COUNT": "CAST(sum(events) AS numeric)",
+    "UNIQUE_COUNT": "CAST(count(DISTINCT digest) AS numeric)",
+    "SUM": "sum(sum)",
+    "AVG": "sum(sum)",
+    "MIN": "min(min)",
+    "MAX": "max(max)",
+    "LATEST": "(array_agg(latest ORDER BY latest_time DESC, latest_key DESC)"
+    " FILTER (WHERE latest IS NOT NULL))[1]",
 }
 
-_NUMBER = f"""
-    CASE jsonb_typeof(value)
-    WHEN 'number' THEN CAST(value AS numeric)
-    WHEN 'string' THEN CASE
-        WHEN length(value #>> '{{}}') <= {MAX_TEXT_LENGTH} AND value #>> '{{}}' ~ '^{NUMBER_PATTERN}$'
-        THEN CAST(value #>> '{{}}' AS numeric) END
-    END"""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cube:
+    id: int
+    paths: list[str]
+    version: int
+    hours_from: datetime
+    closed_to: datetime
 
 
-@dataclass(slots=True)
-class _Statement:
-    """SQL being written: values become parameters, never text."""
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What there is to answer from: a cube, if one has what is asked, and the batches it lacks."""
 
-    parameters: dict[str, Any] = field(default_factory=dict)
+    cube: _Cube | None
+    pending: list[int]
 
-    def bind(self, value: Any, kind: str) -> str:
-        name = f"p{len(self.parameters)}"
-        self.parameters[name] = value
-        return f"CAST(:{name} AS {kind})"
+
+_RAW = _Known(None, [])
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """`cut` are the windows, where a calendar is needed; `spanning` asks when the events were."""
+
+    meter: MeterDefinition
+    query: UsageQuery
+    cut: Sequence[Period] = ()
+
+    @property
+    def period(self) -> Period:
+        starts = [at for at in (self.query.start, self.meter.event_from) if at is not None]
+        start = max([FIRST_INSTANT, *starts])
+        return Period(start=start, end=max(start, self.query.end or LAST_INSTANT))
+
+    @property
+    def spanning(self) -> bool:
+        return self.query.window_size is None and not (self.query.start and self.query.end)
+
+    @property
+    def keys(self) -> list[str]:
+        return [f"k{i}" for i in range(1 + len(self.query.group_by))]
+
+    @property
+    def columns(self) -> dict[str, str]:
+        columns = dict(_COLUMNS[self.meter.aggregation])
+        return columns | ({"first": "time", "last": "time"} if self.spanning else {})
 
 
 def query_usage(session: Session, meter: MeterDefinition, query: UsageQuery) -> list[UsageRow]:
-    """The rows that answer `query`, ordered by window and group, as of this transaction's snapshot."""
+    """The rows that answer `query`, ordered by window and group."""
     check_query(meter, query)
     cut: Sequence[Period] = ()
     if query.window_size and query.window_size != "MINUTE":  # minutes need no calendar
@@ -68,30 +122,17 @@ def query_usage(session: Session, meter: MeterDefinition, query: UsageQuery) -> 
             return []
         # Without a snapshot, the next statement may see events before and behind the calendar.
         query = replace(query, start=query.start or cut[0].start, end=query.end or cut[-1].end)
-    statement = _Statement()
-    keys = [_window(statement, query, cut)]
-    keys += [_dimension(statement, meter, name) for name in query.group_by]
-    names = [f"k{i}" for i in range(len(keys))]
-    sql = f"""
-        WITH selected AS (
-            SELECT time, key, {_value(statement, meter)} AS value,
-                   {", ".join(f"{key} AS {name}" for key, name in zip(keys, names, strict=True))}
-            FROM events WHERE {_where(statement, meter, query)}
-        ), counted AS (
-            SELECT *, {_NUMBER} AS number,
-                   CASE jsonb_typeof(value) WHEN 'null' THEN NULL ELSE {_text("value")} END AS text
-            FROM selected
-        )
-        SELECT {", ".join(names)}, {_AGGREGATES[meter.aggregation]} AS value, count(number) AS numbers,
-               min(time) AS first, max(time) AS last
-        FROM counted GROUP BY {", ".join(names)} LIMIT {MAX_ROWS + 1}"""
-    found = session.execute(text(sql), statement.parameters).all()
-    if len(found) > MAX_ROWS:
-        message = f"the answer has more than {MAX_ROWS} rows"
-        hint = "Shorten the period, filter, or group by less."
-        raise InvalidError(message, Issue(code="too_many_rows", message=message, hint=hint))
-    rows = [_row(meter, query, cut, one) for one in found if one.value is not None]
+    question = _Question(meter, query, cut)
+    rows = [_row(question, one) for one in _answer(session, question) if one.value is not None]
     return in_order(rows) or empty_answer(meter, query)
+
+
+def usage_groups(session: Session, meter: MeterDefinition, query: UsageQuery, name: str) -> list[str]:
+    """The values that a dimension (or "subject") has in the events which `query` selects, in order."""
+    asked = replace(query, group_by=(name,), window_size=None)
+    check_query(meter, asked)
+    question = _Question(replace(meter, aggregation="COUNT"), asked)
+    return sorted(row.k1 for row in _answer(session, question))
 
 
 def _calendar(
@@ -101,79 +142,269 @@ def _calendar(
     repeated midnights, and maybe another edition of the time zones."""
     start, end = query.start, query.end
     if start is None or end is None:
-        statement = _Statement()
-        sql = f"SELECT min(time), max(time) FROM events WHERE {_where(statement, meter, query)}"
-        first, last = session.execute(text(sql), statement.parameters).one()
-        if first is None:
+        everything = replace(query, window_size=None, group_by=())
+        rows = _answer(session, _Question(replace(meter, aggregation="COUNT"), everything))
+        if not rows:
             return ()
-        start, end = start or first, end or window_of(last, "MINUTE", zone_of("UTC")).end
+        start, end = start or rows[0].first, end or window_of(rows[0].last, "MINUTE", zone_of("UTC")).end
     return list(windows(Period(start=start, end=end), size, zone_of(query.zone)))
 
 
-def _window(statement: _Statement, query: UsageQuery, cut: Sequence[Period]) -> str:
-    match query.window_size:
+def _answer(session: Session, question: _Question) -> Sequence[Row[Any]]:
+    """One row for each window and group.
+
+    What is known is read first, so that the statement can be planned for it. Should it have changed when the
+    statement is run, the answer would mix two states: ask again, and in the end without a cube.
+    """
+    for _ in range(ATTEMPTS):
+        known = _known(session, question)
+        if (rows := _execute(session, question, known)) is not None:
+            return rows
+    return _execute(session, question, _RAW) or ()
+
+
+def _known(session: Session, question: _Question) -> _Known:
+    meter, query = question.meter, question.query
+    if query.window_size == "MINUTE" or query.as_of is not None:
+        return _RAW
+    statement = Statement()
+    value = statement.bind(meter.value_property, "text")
+    sql = f"""
+        SELECT (SELECT coalesce(array_agg(batch ORDER BY batch), '{{}}') FROM pending_batches) AS pending,
+               id, paths, version, hours_from, closed_to, distinct_values, latest_values
+        FROM usage_cubes WHERE built_to IS NULL AND value_property IS NOT DISTINCT FROM {value}
+          AND event_type = {statement.bind(meter.event_type, "text")} ORDER BY cardinality(paths), id"""
+    named = (*query.group_by, *query.filters, *query.conditions)
+    needed = {meter.group_by[name] for name in named if name in meter.group_by}
+    for row in session.execute(text(sql), statement.parameters):
+        able = {"UNIQUE_COUNT": row.distinct_values, "LATEST": row.latest_values}
+        if needed.issubset(row.paths) and able.get(meter.aggregation, True):
+            cube = _Cube(
+                id=row.id,
+                paths=row.paths,
+                version=row.version,
+                hours_from=row.hours_from,
+                closed_to=row.closed_to,
+            )
+            return _Known(cube, row.pending)
+    return _RAW
+
+
+def _execute(session: Session, question: _Question, known: _Known) -> Sequence[Row[Any]] | None:
+    """The rows; None when what was known is so no more."""
+    statement = Statement()
+    parts = list(_parts(statement, question, known))
+    if not parts:
+        return ()
+    keys = ", ".join(question.keys)
+    spans = "min(first) AS first, max(last) AS last" if question.spanning else "NULL AS first, NULL AS last"
+    numbers = "sum(numbers)" if question.meter.aggregation == "AVG" else "NULL"
+    sql = f"""
+        SELECT known.holds, answer.* FROM (SELECT {_still(statement, known)} AS holds) AS known LEFT JOIN (
+            SELECT {keys}, {_VALUES[question.meter.aggregation]} AS value, {numbers} AS numbers, {spans},
+                   true AS found
+            FROM ({" UNION ALL ".join(parts)}) AS parts GROUP BY {keys} LIMIT {MAX_ROWS + 1}
+        ) AS answer ON true"""
+    rows = session.execute(text(sql), statement.parameters).all()
+    if not rows[0].holds:
+        return None
+    if len(rows) > MAX_ROWS:
+        message = f"the answer has more than {MAX_ROWS} rows"
+        hint = "Shorten the period, filter, or group by less."
+        raise InvalidError(message, Issue(code="too_many_rows", message=message, hint=hint))
+    return rows if rows[0].found else ()
+
+
+def _still(statement: Statement, known: _Known) -> str:
+    if known.cube is None:
+        return "true"
+    return f"""
+        coalesce((SELECT version FROM usage_cubes WHERE id = {statement.bind(known.cube.id, "bigint")})
+                 = {statement.bind(known.cube.version, "bigint")}, false)
+        AND (SELECT coalesce(array_agg(batch ORDER BY batch), '{{}}') FROM pending_batches)
+            = {statement.bind(known.pending, "bigint[]")}"""
+
+
+def _parts(statement: Statement, question: _Question, known: _Known) -> Iterator[str]:
+    """Each a SELECT of keys and columns: from days, hours, raw edges, and what the cube has not seen."""
+    if known.cube is None:
+        yield _from_events(statement, question, ALL_EVENTS, [_within(statement, question.period)])
+        return
+    segments_ = _segments(question, known.cube)
+    for table, periods in (("usage_days", segments_.days), ("usage_hours", segments_.hours)):
+        if periods:
+            yield from _from_buckets(statement, question, known.cube, table, periods)
+    yield from _from_edges(statement, question, segments_.raw)
+    if known.pending:
+        yield _from_events(
+            statement, question, "events", list(_pending(statement, question, known, segments_.raw))
+        )
+
+
+def _segments(question: _Question, cube: _Cube) -> Segments:
+    period = question.period
+    inside = [window.start for window in question.cut if period.start < window.start < period.end]
+    return segments([period.start, *inside, period.end], hours_from=cube.hours_from, closed_to=cube.closed_to)
+
+
+def _from_buckets(
+    statement: Statement, question: _Question, cube: _Cube, table: str, periods: Sequence[Period]
+) -> Iterator[str]:
+    def dimension(name: str) -> str:
+        return f"s.dimensions[{cube.paths.index(question.meter.group_by[name]) + 1}]"
+
+    keys = [_window(statement, question, "b.start")]
+    keys += [_key(statement, question, name, "s.subject", dimension) for name in question.query.group_by]
+    named = [f"{key} AS {name}" for key, name in zip(keys, question.keys, strict=True)]
+    wheres = [f"s.cube_id = {statement.bind(cube.id, 'bigint')}", *_in_periods(statement, periods)]
+    if (subjects := question.query.counted_subjects) is not None:
+        wheres.append(f"s.subject = ANY({statement.bind(list(subjects), 'text[]')})")
+    wheres += _filters(statement, question, dimension)
+    where = " AND ".join(wheres)
+    for source, columns in _bucket_columns(question, table):
+        yield f"""SELECT {", ".join(named + columns)}
+            FROM usage_series AS s JOIN {source} AS b ON b.series_id = s.id WHERE {where}"""
+
+
+_DISTINCT = {"usage_days": "usage_day_values", "usage_hours": "usage_hour_values"}
+
+
+def _bucket_columns(question: _Question, table: str) -> Iterator[tuple[str, list[str]]]:
+    """Where the columns are. Buckets say that there were events, and when; their values lie beside them."""
+    names = list(question.columns)
+    yield table, ["CAST(NULL AS bytea) AS digest" if name == "digest" else f"b.{name}" for name in names]
+    if "digest" in names:
+        others = "CAST(NULL AS timestamptz) AS"
+        yield _DISTINCT[table], [f"b.{n}" if n == "digest" else f"{others} {n}" for n in names]
+
+
+def _in_periods(statement: Statement, periods: Sequence[Period]) -> Iterator[str]:
+    yield f"b.start >= {statement.bind(periods[0].start, 'timestamptz')}"
+    yield f"b.start < {statement.bind(periods[-1].end, 'timestamptz')}"
+    if len(periods) > 1:
+        starts, ends = _bounds(statement, periods)
+        yield f"b.start < ({ends})[width_bucket(b.start, {starts})]"
+
+
+def _bounds(statement: Statement, periods: Sequence[Period]) -> tuple[str, str]:
+    return (
+        statement.bind([period.start for period in periods], "timestamptz[]"),
+        statement.bind([period.end for period in periods], "timestamptz[]"),
+    )
+
+
+def _from_edges(statement: Statement, question: _Question, periods: Sequence[Period]) -> Iterator[str]:
+    if len(periods) == 1:
+        yield _from_events(statement, question, ALL_EVENTS, [_within(statement, periods[0])])
+    elif periods:
+        starts, ends = _bounds(statement, periods)
+        edge = _from_events(statement, question, ALL_EVENTS, ["e.time >= edge.start", "e.time < edge.end"])
+        yield f"""SELECT edges.* FROM unnest({starts}, {ends}) AS edge(start, "end")
+            CROSS JOIN LATERAL ({edge}) AS edges"""
+
+
+def _pending(
+    statement: Statement, question: _Question, known: _Known, raw: Sequence[Period]
+) -> Iterator[str]:
+    """Numbers as they are: the planner then knows that these are few, and finds their blocks."""
+    yield f"e.batch >= {known.pending[0]} AND e.batch <= {known.pending[-1]}"
+    yield f"e.batch = ANY({statement.bind(known.pending, 'bigint[]')})"
+    yield _within(statement, question.period)
+    if raw:
+        starts, ends = _bounds(statement, raw)
+        yield f"coalesce(e.time >= ({ends})[width_bucket(e.time, {starts})], true)"
+
+
+def _within(statement: Statement, period: Period) -> str:
+    start, end = statement.bind(period.start, "timestamptz"), statement.bind(period.end, "timestamptz")
+    return f"e.time >= {start} AND e.time < {end}"
+
+
+def _from_events(statement: Statement, question: _Question, source: str, wheres: list[str]) -> str:
+    """OFFSET 0 keeps PostgreSQL from computing a value again wherever it is named."""
+    meter, query = question.meter, question.query
+
+    def dimension(name: str) -> str:
+        return dimension_of(statement, meter.group_by[name])
+
+    keys = [_window(statement, question, "e.time")]
+    keys += [_key(statement, question, name, "e.subject", dimension) for name in query.group_by]
+    named = [f"{key} AS {name}" for key, name in zip(keys, question.keys, strict=True)]
+    wheres = [f"e.type = {statement.bind(meter.event_type, 'text')}", *wheres, *_known_by(statement, query)]
+    if query.counted_subjects is not None:
+        wheres.append(_of_subjects(statement, query.counted_subjects))
+    wheres += _filters(statement, question, dimension)
+    read = digest_of("value") if meter.aggregation == "UNIQUE_COUNT" else number_of("value")
+    name = "digest" if meter.aggregation == "UNIQUE_COUNT" else "number"
+    columns = [f"{expression} AS {column}" for column, expression in question.columns.items()]
+    return f"""
+        SELECT {", ".join(question.keys + columns)} FROM (
+            SELECT {", ".join(question.keys)}, time, key, {read} AS {name} FROM (
+                SELECT {", ".join(named)}, e.time, e.key, {value_of(statement, meter.value_property)} AS value
+                FROM {source} AS e WHERE {" AND ".join(wheres)} OFFSET 0
+            ) AS selected OFFSET 0
+        ) AS counted"""
+
+
+def _known_by(statement: Statement, query: UsageQuery) -> Iterator[str]:
+    if query.as_of is None:
+        yield NOT_VOIDED
+        return
+    as_of = statement.bind(query.as_of, "timestamptz")
+    yield f"e.stored_at <= {as_of}"
+    yield f"""NOT EXISTS (SELECT FROM voided_events AS v WHERE v.key = e.key AND v.voided_at <= {as_of}
+                          AND (v.restored_at IS NULL OR v.restored_at > {as_of}))"""
+
+
+def _of_subjects(statement: Statement, subjects: Sequence[str]) -> str:
+    """By the index, which has a hash of the subject, and by the subject."""
+    hashes = [f"hashtextextended({statement.bind(subject, 'text')}, 0)" for subject in subjects]
+    listed = f"ARRAY[{', '.join(hashes)}]::bigint[]"
+    return f"""hashtextextended(e.subject, 0) = ANY({listed})
+        AND e.subject = ANY({statement.bind(list(subjects), "text[]")})"""
+
+
+def _window(statement: Statement, question: _Question, time: str) -> str:
+    match question.query.window_size:
         case None:
             return "0"
         case "MINUTE":
-            return "date_bin('1 minute', time, timestamptz '2000-01-01T00:00:00Z')"
+            return f"date_trunc('minute', {time})"
         case _:
-            starts = statement.bind([window.start for window in cut], "timestamptz[]")
-            return f"width_bucket(time, {starts})"
+            starts = statement.bind([window.start for window in question.cut], "timestamptz[]")
+            return f"width_bucket({time}, {starts})"
 
 
-def _dimension(statement: _Statement, meter: MeterDefinition, name: str) -> str:
-    return "subject" if name == "subject" else _text(_at(statement, meter.group_by[name]))
+def _key(
+    statement: Statement, question: _Question, name: str, subject: str, dimension: Callable[[str], str]
+) -> str:
+    if name == "subject":
+        return subject
+    if name == "customer_id" and (customers := question.query.customers) is not None:
+        owned = statement.bind(list(customers), "text[]")
+        owners = statement.bind(list(customers.values()), "text[]")
+        return f"({owners})[array_position({owned}, {subject})]"
+    return dimension(name)
 
 
-def _text(value: str) -> str:
-    return f"""CASE jsonb_typeof({value}) WHEN 'object' THEN '' WHEN 'array' THEN '' WHEN 'null' THEN 'null'
-        ELSE coalesce({value} #>> '{{}}', '') END"""
+def _filters(statement: Statement, question: _Question, dimension: Callable[[str], str]) -> Iterator[str]:
+    for name, allowed in question.query.filters.items():
+        yield f"{dimension(name)} = ANY({statement.bind(list(allowed), 'text[]')})"
+    for name, condition in question.query.conditions.items():
+        yield condition_sql(condition, dimension(name), statement.bind)
 
 
-def _value(statement: _Statement, meter: MeterDefinition) -> str:
-    return _at(statement, meter.value_property) if meter.value_property else "CAST(NULL AS jsonb)"
+def _row(question: _Question, found: Row[Any]) -> UsageRow:
+    group = {name: getattr(found, f"k{i + 1}") for i, name in enumerate(question.query.group_by)}
+    value = average(found.value, found.numbers) if question.meter.aggregation == "AVG" else found.value
+    return UsageRow(window=_period(question, found), group=group, value=value)
 
 
-def _at(statement: _Statement, path: str) -> str:
-    """One value of `data`: a name steps only into an object, an index only into an array.
-
-    `-> 0` would find a scalar in itself; a strict jsonpath does not.
-    """
-    steps = parse_path(path)
-    if any(isinstance(step, int) for step in steps):
-        path = "".join(f"[{step}]" if isinstance(step, int) else f".{json.dumps(step)}" for step in steps)
-        return f"jsonb_path_query_first(data, {statement.bind(f'strict ${path}', 'jsonpath')}, '{{}}', true)"
-    return "(" + " -> ".join(["data", *(statement.bind(step, "text") for step in steps)]) + ")"
-
-
-def _where(statement: _Statement, meter: MeterDefinition, query: UsageQuery) -> str:
-    conditions = [f"type = {statement.bind(meter.event_type, 'text')}"]
-    conditions += [
-        f"time >= {statement.bind(start, 'timestamptz')}"
-        for start in (query.start, meter.event_from)
-        if start
-    ]
-    if query.end:
-        conditions.append(f"time < {statement.bind(query.end, 'timestamptz')}")
-    if query.subjects is not None:
-        conditions.append(f"subject = ANY({statement.bind(list(query.subjects), 'text[]')})")
-    for name, allowed in query.filters.items():
-        values = statement.bind(list(allowed), "text[]")
-        conditions.append(f"{_dimension(statement, meter, name)} = ANY({values})")
-    return " AND ".join(conditions)
-
-
-def _row(meter: MeterDefinition, query: UsageQuery, cut: Sequence[Period], found: Row[Any]) -> UsageRow:
-    group = dict(zip(query.group_by, found[1 : 1 + len(query.group_by)], strict=True))
-    value = average(found.value, found.numbers) if meter.aggregation == "AVG" else found.value
-    return UsageRow(window=_period(query, cut, found), group=group, value=value)
-
-
-def _period(query: UsageQuery, cut: Sequence[Period], found: Row[Any]) -> Period:
-    match query.window_size:
+def _period(question: _Question, found: Row[Any]) -> Period:
+    match question.query.window_size:
         case None:
-            return span(query, found.first, found.last)
+            return span(question.query, found.first, found.last)
         case "MINUTE":
-            return window_of(found.k0, "MINUTE", zone_of(query.zone))
+            return window_of(found.k0, "MINUTE", zone_of(question.query.zone))
         case _:
-            return cut[int(found.k0) - 1]
+            return question.cut[int(found.k0) - 1]

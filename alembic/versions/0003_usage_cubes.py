@@ -34,10 +34,14 @@ def upgrade() -> None:
         sa.Column("stored_at", INSTANT, nullable=False),
         sa.PrimaryKeyConstraint("batch", name="pending_batches_pkey"),
     )
-    # What is there already waits to be folded, as one batch.
+    # What is there already, in batches of a size that the cubes can be built from.
     op.execute(
-        "INSERT INTO pending_batches (batch, events, stored_at) OVERRIDING SYSTEM VALUE"
-        " SELECT 0, count(*), max(stored_at) FROM events HAVING count(*) > 0"
+        "UPDATE events SET batch = n FROM (SELECT key, 1 + row_number() OVER (ORDER BY stored_at, key) / 20000"
+        " AS n FROM events) AS numbered WHERE numbered.key = events.key"
+    )
+    op.execute(
+        "SELECT setval(pg_get_serial_sequence('pending_batches', 'batch'), max(batch)) FROM events"
+        " HAVING max(batch) > 0"
     )
     op.create_table(
         "voided_events",
@@ -60,6 +64,7 @@ def _cubes() -> None:
         sa.Column("paths", postgresql.ARRAY(sa.Text()), nullable=False),
         sa.Column("too_wide", postgresql.ARRAY(sa.Text()), nullable=False),
         sa.Column("distinct_values", sa.Boolean(), nullable=False),
+        sa.Column("latest_values", sa.Boolean(), nullable=False),
         sa.Column("built_to", sa.BigInteger(), nullable=True),
         sa.Column("hours_from", INSTANT, nullable=False),
         sa.Column("closed_to", INSTANT, nullable=False),
