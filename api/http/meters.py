@@ -6,6 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from pydantic import Field, StringConstraints
+from sqlalchemy.orm import Session
 
 from api.http.auth import admin, reader
 from api.http.body import RESOURCE, Body, ExactRoute, Instant, Key, Metadata, WireResponse
@@ -19,7 +20,7 @@ from metering.meters import Meter
 from metering.period import WindowSize
 from metering.usage import query_usage
 
-__all__ = ["router"]
+__all__ = ["MeterCreate", "create_from", "router"]
 
 router = APIRouter(prefix="/api/v1/meters", tags=["Meters"], route_class=ExactRoute)
 
@@ -111,6 +112,11 @@ def list_all(
 
 @router.post("", operation_id="createMeter", status_code=201, dependencies=[admin])
 def create(session: Transaction, now: Now, body: MeterCreate) -> MeterBody:
+    return _body(create_from(session, body, now=now))
+
+
+def create_from(session: Session, body: MeterCreate, *, now: datetime) -> Meter:
+    """The new meter that a body describes."""
     if is_ulid(body.slug):
         message = "a slug can't look like an id"
         raise InvalidError(message, Issue(code="invalid_key", message=message, field="$.slug"))
@@ -121,7 +127,7 @@ def create(session: Transaction, now: Now, body: MeterCreate) -> MeterBody:
         group_by=body.group_by or {},
         event_from=body.event_from,
     )
-    meter = meters.create_meter(
+    return meters.create_meter(
         session,
         slug=body.slug,
         definition=definition,
@@ -130,7 +136,6 @@ def create(session: Transaction, now: Now, body: MeterCreate) -> MeterBody:
         metadata=body.metadata,
         now=now,
     )
-    return _body(meter)
 
 
 @router.get("/{meterIdOrSlug}", operation_id="getMeter", dependencies=[reader])

@@ -34,6 +34,7 @@ __all__ = [
     "PayloadTooLargeError",
     "UnauthorizedError",
     "handle_errors",
+    "issues_of",
     "problem",
     "status_of",
 ]
@@ -139,7 +140,7 @@ def _domain(request: Request, error: Exception) -> Response:
 
 def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  the type it is registered for
-    issues = list(dict.fromkeys(_issue(found) for found in _of_the_meant_shape(error.errors())))
+    issues = issues_of(error.errors())
     place = f" at {issues[0].field}" if issues[0].field != "$" else ""
     return problem(400, f"{issues[0].message}{place}", request_id=request_id_of(request), issues=issues)
 
@@ -170,6 +171,11 @@ def _gone(request: Request, _: Exception) -> Response:
 def _unexpected(request: Request, error: Exception) -> Response:
     structlog.get_logger().error("unexpected_error", exc_info=error, request_id=request_id_of(request))
     return problem(500, "", request_id=request_id_of(request))
+
+
+def issues_of(errors: Sequence[_Error]) -> list[Issue]:
+    """What pydantic found, as a client or a person reads it."""
+    return list(dict.fromkeys(_issue(found) for found in _of_the_meant_shape(errors)))
 
 
 def _of_the_meant_shape(errors: Sequence[_Error]) -> list[_Error]:
