@@ -13,6 +13,7 @@ from catalog.money import is_currency
 from metering.database import translating
 from metering.errors import ConflictError, InvalidError, Issue
 from metering.ids import is_ulid, new_id
+from metering.subjects import provision_subjects
 
 __all__ = [
     "CustomerDetails",
@@ -139,6 +140,7 @@ def _write(session: Session, customer: Customer, details: CustomerDetails, now: 
     lost_race = SubjectTakenError(message, Issue(code="subject_taken", message=message, hint="Try again."))
     with translating({"subject_owners_pkey": lost_race}):
         session.flush()
+    provision_subjects(session, details.subject_keys, now=now)
     return customer
 
 
