@@ -70,20 +70,9 @@ def changes(
 
 
 def _without_too_wide(spec: CubeSpec, existing: Sequence[tuple[int, CubeSpec, bool]]) -> CubeSpec:
-    known = frozenset(
-        path
-        for _, cube, _ in existing
-        if cube.subject_matter == spec.subject_matter
-        for path in cube.too_wide
-    )
-    return CubeSpec(
-        event_type=spec.event_type,
-        value_property=spec.value_property,
-        paths=spec.paths - known,
-        too_wide=spec.paths & known,
-        distinct_values=spec.distinct_values,
-        latest_values=spec.latest_values,
-    )
+    same = [cube for _, cube, _ in existing if cube.subject_matter == spec.subject_matter]
+    known = frozenset[str]().union(*(cube.too_wide for cube in same))
+    return replace(spec, paths=spec.paths - known, too_wide=spec.paths & known)
 
 
 def _replaces(
