@@ -6,9 +6,8 @@ request by itself and a busy one hundreds at a time. What a request brings is st
 
 import asyncio
 import threading
-import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -19,9 +18,7 @@ from psycopg import Connection
 from psycopg.errors import UniqueViolation
 
 from metering.errors import UnavailableError
-from metering.event import Event
 from metering.events import Batch, append_events, append_events_in_a_race
-from metering.ids import event_key
 from metering.kong import QuarantinedEntry
 from metering.quarantine import quarantine
 
@@ -31,6 +28,9 @@ MAX_FLUSH = 20_000
 """Events and bad entries in one commit, unless a single request brings more."""
 MAX_PENDING = 200_000
 """Those that may wait; beyond that a request is turned away at once and nothing of it is stored."""
+MAX_FLUSH_BYTES = 16 * 1024 * 1024
+MAX_PENDING_BYTES = 128 * 1024 * 1024
+"""The same for large events, so that memory is bounded too."""
 
 ANSWER_SECONDS = 45.0
 """After this long a request is told to come back; if it is stored after all, the retry is a repeat."""
@@ -58,16 +58,12 @@ class Receipt:
 
 @dataclass(slots=True)
 class _Submission:
-    groups: Sequence[Sequence[uuid.UUID]]
-    events: dict[uuid.UUID, Event]
+    groups: Sequence[Batch]
     quarantined: Sequence[tuple[str, QuarantinedEntry]]
-    received_at: datetime
     answer: "asyncio.Future[Receipt]"
     loop: asyncio.AbstractEventLoop
-
-    @property
-    def size(self) -> int:
-        return len(self.events) + len(self.quarantined)
+    entries: int
+    size: int
 
 
 @dataclass(slots=True)
@@ -78,6 +74,7 @@ class Flusher:
     now: Callable[[], datetime]
     _pending: deque[_Submission] = field(default_factory=deque)
     _waiting: int = 0
+    _waiting_bytes: int = 0
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _stopping: bool = False
     _thread: threading.Thread | None = None
@@ -96,16 +93,21 @@ class Flusher:
             self._thread.join(STOP_SECONDS)
 
     async def store(
-        self, groups: Iterable[Sequence[Event]], *, quarantined: Sequence[tuple[str, QuarantinedEntry]] = ()
+        self, groups: Sequence[Batch], *, quarantined: Sequence[tuple[str, QuarantinedEntry]] = ()
     ) -> Receipt:
         """Return once every event of every group is committed.
 
         Raises QueueFullError or StoreUnavailableError; then nothing was promised, and a retry is safe.
         """
-        events: dict[uuid.UUID, Event] = {}
-        keys = [[_add(events, event) for event in group] for group in groups]
         loop = asyncio.get_running_loop()
-        submission = _Submission(keys, events, quarantined, self.now(), loop.create_future(), loop)
+        submission = _Submission(
+            groups,
+            quarantined,
+            loop.create_future(),
+            loop,
+            entries=sum(map(len, groups)) + len(quarantined),
+            size=sum(sum(map(len, group.values())) for group in groups),
+        )
         self._enqueue(submission)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
@@ -117,10 +119,14 @@ class Flusher:
         with self._changed:
             if self._stopping:
                 raise StoreUnavailableError("the server is shutting down")
-            if self._waiting and self._waiting + submission.size > MAX_PENDING:
+            if self._pending and (
+                self._waiting + submission.entries > MAX_PENDING
+                or self._waiting_bytes + submission.size > MAX_PENDING_BYTES
+            ):
                 raise QueueFullError("more usage is arriving than can be stored; send it again")
             self._pending.append(submission)
-            self._waiting += submission.size
+            self._waiting += submission.entries
+            self._waiting_bytes += submission.size
             self._changed.notify()
 
     def _run(self) -> None:
@@ -129,15 +135,19 @@ class Flusher:
         self._disconnect()
 
     def _take(self) -> list[_Submission]:
-        """All that is waiting, up to MAX_FLUSH events; nothing only when the server stops."""
+        """All that is waiting, up to the bounds of a flush; nothing only when the server stops."""
         with self._changed:
             self._changed.wait_for(lambda: self._pending or self._stopping)
             batch: list[_Submission] = []
-            size = 0
-            while self._pending and (not batch or size + self._pending[0].size <= MAX_FLUSH):
+            entries = size = 0
+            while self._pending:
+                entries += self._pending[0].entries
+                size += self._pending[0].size
+                if batch and (entries > MAX_FLUSH or size > MAX_FLUSH_BYTES):
+                    break
                 batch.append(self._pending.popleft())
-                size += batch[-1].size
-            self._waiting -= size
+                self._waiting -= batch[-1].entries
+                self._waiting_bytes -= batch[-1].size
             return batch
 
     def _flush_apart_if_needed(
@@ -158,15 +168,15 @@ class Flusher:
             return [(batch[0], error)]
 
     def _flush(self, batch: list[_Submission]) -> list[tuple[_Submission, Receipt | Exception]]:
-        merged: dict[uuid.UUID, tuple[Event, datetime]] = {}
-        for submission in batch:
-            for key, event in submission.events.items():
-                merged.setdefault(key, (event, submission.received_at))
+        merged: dict[bytes, bytes] = {}
+        for submission in reversed(batch):  # of two events with one key the first counts
+            for group in reversed(submission.groups):
+                merged.update(group)
         bad = [entry for submission in batch for entry in submission.quarantined]
         fresh = self._commit(merged, bad)
         return [(submission, _receipt(submission, fresh)) for submission in batch]
 
-    def _commit(self, events: Batch, bad: Sequence[tuple[str, QuarantinedEntry]]) -> set[uuid.UUID]:
+    def _commit(self, events: Batch, bad: Sequence[tuple[str, QuarantinedEntry]]) -> set[bytes]:
         connection = self._connected()
         now = self.now()
         try:
@@ -205,14 +215,7 @@ def _is_outage(error: Exception) -> bool:
     return isinstance(error, psycopg.InterfaceError)
 
 
-def _add(events: dict[uuid.UUID, Event], event: Event) -> uuid.UUID:
-    """Of two events with one key the first counts."""
-    key = event_key(event.source, event.id)
-    events.setdefault(key, event)
-    return key
-
-
-def _receipt(submission: _Submission, fresh: set[uuid.UUID]) -> Receipt:
+def _receipt(submission: _Submission, fresh: set[bytes]) -> Receipt:
     """Claims what was new, so that of two requests with the same event one stored it, one repeated it."""
     stored = 0
     for group in submission.groups:

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from api.database import connector
 from api.flusher import MAX_FLUSH, MAX_PENDING, Flusher, QueueFullError, Receipt, StoreUnavailableError
 from metering.event import Event
-from metering.events import append_events, keyed
+from metering.events import Batch, append_events, keyed
 from metering.kong import QuarantinedEntry
 from tests.server import until
 
@@ -30,6 +30,11 @@ def call(name: str, *, subject: str = "ada", data: bytes | None = None) -> Event
 
 def calls(start: int, end: int) -> list[Event]:
     return [call(f"{i}") for i in range(start, end)]
+
+
+def encoded(request: Request, received_at: datetime = NOW) -> list[Batch]:
+    """As the ingest route hands it over."""
+    return [keyed((event, received_at) for event in group) for group in request]
 
 
 def bad(name: str, reason: str = "no time") -> tuple[str, QuarantinedEntry]:
@@ -53,7 +58,7 @@ def connection(engine: Engine) -> Iterator[Connection[Any]]:
 
 async def queued(flusher: Flusher, *requests: Request) -> "list[asyncio.Task[Receipt]]":
     """The requests, once they all wait."""
-    tasks = [asyncio.create_task(flusher.store(request)) for request in requests]
+    tasks = [asyncio.create_task(flusher.store(encoded(request))) for request in requests]
     await asyncio.sleep(0)
     return tasks
 
@@ -74,7 +79,7 @@ def within_a_minute(main: Coroutine[Any, Any, T]) -> T:
 
 
 def store(flusher: Flusher, *request: Sequence[Event]) -> Receipt:
-    return within_a_minute(flusher.store(request))
+    return within_a_minute(flusher.store(encoded(request)))
 
 
 def stored(connection: Connection[Any]) -> dict[str, str]:
@@ -167,13 +172,21 @@ def test_a_commit_takes_whole_requests_up_to_its_size(flusher: Flusher, connecti
 def test_times_tell_when_an_event_was_received_and_when_it_was_stored(
     engine: Engine, connection: Connection[Any]
 ) -> None:
-    seconds = iter(range(10))
-    flusher = Flusher(connector(engine), lambda: NOW + timedelta(seconds=next(seconds)))
-    assert answers(flusher, [[call("1", subject="first")]], [[call("1"), call("2")]]) == [Receipt(1, 0)] * 2
+    stored_at, received = NOW + timedelta(seconds=3), [NOW + timedelta(seconds=i) for i in range(2)]
+    flusher = Flusher(connector(engine), lambda: stored_at)
+    requests = [[call("1", subject="first")]], [[call("1"), call("2")]]
+
+    async def main() -> list[Receipt]:
+        groups = [encoded(request, at) for request, at in zip(requests, received, strict=True)]
+        tasks = [asyncio.create_task(flusher.store(each)) for each in groups]
+        await asyncio.sleep(0)
+        flusher.start()
+        return await asyncio.gather(*tasks)
+
+    assert within_a_minute(main()) == [Receipt(1, 0)] * 2
     flusher.stop()
     rows = connection.execute("SELECT id, subject, ingested_at, stored_at FROM events ORDER BY id").fetchall()
-    second, third = NOW + timedelta(seconds=1), NOW + timedelta(seconds=2)
-    assert rows == [("1", "first", NOW, third), ("2", "ada", second, third)]
+    assert rows == [("1", "first", received[0], stored_at), ("2", "ada", received[1], stored_at)]
 
 
 @pytest.mark.parametrize(
@@ -211,7 +224,7 @@ def test_entries_for_the_quarantine_are_in_the_same_commit(
 ) -> None:
     async def main() -> list[Receipt]:
         requests = [
-            flusher.store([[call("1")]], quarantined=[bad("a"), bad("b")]),
+            flusher.store(encoded([[call("1")]]), quarantined=[bad("a"), bad("b")]),
             flusher.store([], quarantined=[bad("b"), bad("c")]),
         ]
         tasks = [asyncio.create_task(request) for request in requests]
@@ -280,7 +293,7 @@ def test_what_was_accepted_is_committed_before_the_end_and_nothing_is_accepted_a
         flusher.stop()
         assert len(stored(connection)) == 3 * MAX_FLUSH
         with pytest.raises(StoreUnavailableError, match="shutting down"):
-            await flusher.store([[call("late")]])
+            await flusher.store(encoded([[call("late")]]))
         return await asyncio.gather(*tasks)
 
     assert within_a_minute(main()) == [Receipt(1, 0)] * 3
@@ -352,10 +365,9 @@ def test_a_database_that_can_not_be_reached_is_tried_again_at_the_next_request(
         call("p", data=b'{"a": "\\u0000"}'),
         call("p", data=b"no json"),
         call("p", subject="a\0b"),
-        call("p", subject="\ud800"),
         call("p", data=b"[" * 100_000 + b"]" * 100_000),
     ],
-    ids=["U+0000", "no JSON", "U+0000 in a name", "half a pair", "too deep"],
+    ids=["U+0000", "no JSON", "U+0000 in a name", "too deep"],
 )
 def test_a_request_that_can_not_be_stored_fails_alone_and_whole(
     flusher: Flusher, connection: Connection[Any], poison: Event
@@ -384,8 +396,8 @@ def test_an_entry_that_can_not_be_quarantined_fails_alone(
 ) -> None:
     async def main() -> list[Answer]:
         requests = [
-            flusher.store([[call("1")]], quarantined=[bad("a")]),
-            flusher.store([[call("2")]], quarantined=[bad("b", "because of U+\0")]),
+            flusher.store(encoded([[call("1")]]), quarantined=[bad("a")]),
+            flusher.store(encoded([[call("2")]]), quarantined=[bad("b", "because of U+\0")]),
         ]
         tasks = [asyncio.create_task(request) for request in requests]
         await asyncio.sleep(0)
@@ -428,7 +440,9 @@ def test_two_flushers_with_the_same_events_store_each_once(
 
     async def main() -> list[Receipt]:
         tasks = [
-            asyncio.create_task(f.store([[one] for one in group])) for (group,) in requests for f in flushers
+            asyncio.create_task(f.store(encoded([[one] for one in group])))
+            for (group,) in requests
+            for f in flushers
         ]
         await asyncio.sleep(0)
         for flusher in flushers:

@@ -20,6 +20,7 @@ from metering.errors import InvalidError
 from metering.event import Event
 from metering.events import append_events, append_events_in_a_race, keyed
 from metering.exact import plain
+from metering.ids import event_key
 from metering.jsonpath import parse_path, value_at
 from metering.meter import Aggregation, MeterDefinition, UsageQuery, UsageRow, fold, text_of
 from metering.period import Period
@@ -211,13 +212,14 @@ def test_sql_usage_equals_the_python_fold(
     session: Session, scenario: tuple[Happening, list[Question]]
 ) -> None:
     happening, asked = scenario
-    first = keyed((one, NOW) for batch in happening.batches for one in batch)
+    sent = [one for batch in happening.batches for one in batch]
+    first = {event_key(one.source, one.id): one for one in reversed(sent)}
     with session.begin_nested() as savepoint:
         for batch in happening.batches:
             store(session, batch)
         for meters, query in asked:
             for meter in meters:
-                rows = fold(meter, query, [one for one, _ in first.values()])
+                rows = fold(meter, query, first.values())
                 assert query_usage(session, meter, query) == rows
         savepoint.rollback()
 

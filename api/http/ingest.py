@@ -6,9 +6,10 @@ http-log plugin sends and answers 200 with counts. Both answer after COMMIT.
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from itertools import repeat
+from typing import Any, NoReturn, TypeVar
 
 import structlog
 from starlette.responses import JSONResponse, Response
@@ -19,22 +20,24 @@ from api.flusher import Flusher
 from api.http.auth import authorize
 from api.http.problems import PROBLEM_RESPONSES, PayloadTooLargeError
 from metering.errors import InvalidError, Issue
-from metering.event import CONTENT_TYPES, decode_events
-from metering.kong import SubjectRule, decode_entries, read_entries
+from metering.event import CONTENT_TYPES, Content, decode_events
+from metering.events import Batch, keyed
+from metering.kong import QuarantinedEntry, SubjectRule, decode_entries, read_entries
 
 __all__ = ["MAX_BODY", "OPENAPI_PATHS", "Ingest", "body_too_large"]
 
 MAX_BODY = 10 * 1024 * 1024
 """Bytes of a request body."""
 
+LARGE_BODY = 256 * 1024
 BODY_SECONDS = 60.0
 MAX_ENTRIES = 10_000
 """Log entries in one body: Kong's batches hold hundreds."""
 
 _KONG = re.compile(r"/api/v1/ingest/kong/([A-Za-z0-9][A-Za-z0-9._-]{0,63})")
 
-
 log = structlog.get_logger()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +66,39 @@ class Ingest:
         content = CONTENT_TYPES.get(content_type.partition(";")[0].strip().lower())
         if content is None:
             _refuse_content_type(content_type)
-        await self.flusher.store([decode_events(body, content=content, now=clock.now())])
+        await self.flusher.store([await _aside_if_large(_events_of, body, content)])
         return Response(status_code=204)
 
     async def _kong(self, gateway: str, body: bytes) -> Response:
-        sent = decode_entries(body)
-        if len(sent) > MAX_ENTRIES:
-            raise too_many_entries()
-        entries, bad = read_entries(sent, gateway=gateway, subject_rules=self.kong_subject, now=clock.now())
-        receipt = await self.flusher.store(entries, quarantined=[(gateway, entry) for entry in bad])
+        groups, bad = await _aside_if_large(_kong_entries_of, body, gateway, self.kong_subject)
+        receipt = await self.flusher.store(groups, quarantined=[(gateway, entry) for entry in bad])
         if bad:
             log.warning("quarantined", gateway=gateway, entries=len(bad), first=bad[0].reason)
         counts = {"stored": receipt.stored, "duplicate": receipt.duplicate, "quarantined": len(bad)}
         return JSONResponse(counts)
+
+
+async def _aside_if_large(decode: Callable[..., T], body: bytes, *arguments: object) -> T:
+    """A large body is decoded by another thread, so that nobody else has to wait for it."""
+    if len(body) > LARGE_BODY:
+        return await asyncio.to_thread(decode, body, *arguments)
+    return decode(body, *arguments)
+
+
+def _events_of(body: bytes, content: Content) -> Batch:
+    now = clock.now()
+    return keyed(zip(decode_events(body, content=content, now=now), repeat(now)))
+
+
+def _kong_entries_of(
+    body: bytes, gateway: str, rules: Sequence[SubjectRule]
+) -> tuple[list[Batch], list[QuarantinedEntry]]:
+    now = clock.now()
+    sent = decode_entries(body)
+    if len(sent) > MAX_ENTRIES:
+        raise too_many_entries()
+    entries, bad = read_entries(sent, gateway=gateway, subject_rules=rules, now=now)
+    return [keyed(zip(entry, repeat(now))) for entry in entries], bad
 
 
 def _refuse_content_type(content_type: str) -> NoReturn:
