@@ -20,7 +20,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api import clock
 from api.database import POOL, connector, open_database
 from api.flusher import Flusher
-from api.http import customers, features, invoices, meters, plans, quarantine, subjects, subscriptions
+from api.http import (
+    customers,
+    features,
+    invoices,
+    meters,
+    plans,
+    progress,
+    quarantine,
+    subjects,
+    subscriptions,
+    usage,
+)
 from api.http.auth import KeyRing
 from api.http.body import WireResponse
 from api.http.ingest import MAX_BODY, OPENAPI_PATHS, Ingest, body_too_large
@@ -51,7 +62,18 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
     )
     app.state.sessions = sessionmaker(engine, expire_on_commit=False)
     app.state.permits = asyncio.Semaphore(POOL)
-    for area in (meters, features, plans, customers, subscriptions, invoices, quarantine, subjects):
+    for area in (
+        meters,
+        usage,
+        progress,
+        features,
+        plans,
+        customers,
+        subscriptions,
+        invoices,
+        quarantine,
+        subjects,
+    ):
         app.include_router(area.router)
     _add_health(app, aside)
     _add_ingest(app)
