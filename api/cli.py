@@ -1,4 +1,4 @@
-"""The command line: `tollgate serve | migrate | keys | doctor | demo`."""
+"""The command line: `tollgate serve | api | worker | migrate | keys | doctor | demo`."""
 
 import sys
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ from api import clock, demo, doctor, keys
 from api.logs import configure_logs
 from api.migrations import migrate as run_migrations
 from api.postgres import EmbeddedPostgresError
-from api.serve import database
+from api.serve import database, serve_api, work
 from api.serve import serve as run_server
-from api.settings import Settings, from_environment
+from api.settings import MOST, Settings, from_environment
 from metering.errors import TollgateError
 
 __all__ = ["app", "main"]
@@ -31,6 +31,12 @@ app = typer.Typer(
 key_commands = typer.Typer(no_args_is_help=True, help="API keys: who may call the server, and do what.")
 app.add_typer(key_commands, name="keys")
 
+Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")]
+Port = Annotated[
+    int | None, typer.Option(min=0, max=65535, help="Port to listen on [8888]; 0: any free one.")
+]
+NoAuth = Annotated[bool, typer.Option("--no-auth", help="No keys; loopback only.")]
+Inherited = Annotated[int | None, typer.Option(hidden=True)]
 DataDir = Annotated[Path | None, typer.Option(help="Where the embedded PostgreSQL lives [.tollgate].")]
 Role = Annotated[keys.Role, typer.Option(help="ingest (report usage), read, or admin.")]
 
@@ -54,22 +60,45 @@ def _settings(data_dir: Path | None) -> Settings:
 
 @app.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Port to listen on [8888]; 0: any free one.")
+    host: Host = None,
+    port: Port = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST, help="API processes [1]; with 2 or more the worker has its own."),
     ] = None,
     data_dir: DataDir = None,
-    no_auth: Annotated[bool, typer.Option("--no-auth", help="No keys; loopback only.")] = False,
+    no_auth: NoAuth = False,
 ) -> None:
     """Run the server, with its own PostgreSQL unless TOLLGATE_DATABASE_URL names one."""
-    settings = _settings(data_dir)
-    run_server(
-        replace(
-            settings,
-            host=host or settings.host,
-            port=settings.port if port is None else port,
-            auth=settings.auth and not no_auth,
-        )
+    settings = _listening(_settings(data_dir), host, port, no_auth=no_auth)
+    run_server(replace(settings, workers=workers or settings.workers))
+
+
+@app.command()
+def api(
+    host: Host = None,
+    port: Port = None,
+    no_auth: NoAuth = False,
+    inherit: Inherited = None,
+    lifeline: Inherited = None,
+) -> None:
+    """Run one API process on the database that TOLLGATE_DATABASE_URL names: for several machines."""
+    settings = _listening(from_environment(), host, port, no_auth=no_auth)
+    serve_api(settings, inherited=inherit, lifeline=lifeline)
+
+
+@app.command()
+def worker(lifeline: Inherited = None) -> None:
+    """Run one worker on the database that TOLLGATE_DATABASE_URL names: for several machines."""
+    work(from_environment(), lifeline=lifeline)
+
+
+def _listening(settings: Settings, host: str | None, port: int | None, *, no_auth: bool) -> Settings:
+    return replace(
+        settings,
+        host=host or settings.host,
+        port=settings.port if port is None else port,
+        auth=settings.auth and not no_auth,
     )
 
 

@@ -10,13 +10,16 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from metering.errors import UnavailableError
 
-__all__ = ["OLDEST_POSTGRES", "check_database", "connector", "open_database"]
+__all__ = ["OLDEST_POSTGRES", "check_database", "connections_for_each", "connector", "open_database"]
 
 OLDEST_POSTGRES = 15
 _CONNECT_SECONDS = 10
 _OPTIONS = "-c timezone=UTC -c statement_timeout=60s"
-POOL = 30
-"""Connections for requests; as many requests at a time are let in, so that none waits for one for long."""
+BESIDE_THE_POOL = 3
+"""Connections of an API process that requests don't share: one for ingest, two for keys and health."""
+_SPARE = 7
+"""Connections left for the worker, for `tollgate doctor` and for people."""
+_FEWEST = 2
 
 # A peer that has vanished without a word is given up after half a minute.
 _VIGILANCE: dict[str, Any] = {
@@ -28,8 +31,11 @@ _VIGILANCE: dict[str, Any] = {
 }
 
 
-def open_database(url: str | URL, *, connections: int = POOL) -> Engine:
-    """A pool of at most so many; nothing is connected yet."""
+def open_database(url: str | URL, *, connections: int) -> Engine:
+    """A pool of at most so many; nothing is connected yet.
+
+    As many requests at a time are let in, so that none waits for a connection for long.
+    """
     return create_engine(
         url,
         pool_size=connections,
@@ -59,13 +65,34 @@ def check_database(engine: Engine) -> int:
     return number // 10_000
 
 
-def connector(engine: Engine) -> Callable[[], Connection[Any]]:
-    """Opens plain psycopg connections to the engine's database, outside its pool."""
+def connections_for_each(engine: Engine, *, processes: int, wanted: int) -> int:
+    """How many connections each of so many API processes may pool, at most `wanted`.
+
+    Raises UnavailableError when the database allows too few for them all. What others connect is not seen.
+    """
+    with engine.connect() as connection:
+        most, reserved = connection.execute(text(_CONNECTIONS)).one()
+    share = int(most - reserved - _SPARE) // processes - BESIDE_THE_POOL
+    if share < _FEWEST:
+        raise UnavailableError(
+            f"the database allows {most} connections (max_connections), too few for {processes} API"
+            f" processes: use fewer --workers, or allow {reserved + _SPARE + processes * 10} and more"
+        )
+    return min(share, wanted)
+
+
+_CONNECTIONS = """
+    SELECT current_setting('max_connections')::int, coalesce(sum(setting::int), 0)
+    FROM pg_settings WHERE name IN ('superuser_reserved_connections', 'reserved_connections')"""
+
+
+def connector(engine: Engine, name: str = "tollgate ingest") -> Callable[[], Connection[Any]]:
+    """Opens plain psycopg connections to the engine's database, outside its pool; `name` is for people."""
     _, theirs = engine.dialect.create_connect_args(engine.url)
     options: dict[str, Any] = {
         **theirs,
         **_VIGILANCE,
-        "application_name": "tollgate ingest",
+        "application_name": name,
         "options": _OPTIONS,
     }
 

@@ -1,10 +1,12 @@
 """`tollgate serve`: from nothing to an API that answers, and back, leaving nothing behind."""
 
-import ipaddress
+import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -14,43 +16,151 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from api import clock
-from api.database import check_database, open_database
+from api.database import check_database, connections_for_each, connector, open_database
 from api.http.app import create_app
 from api.keys import any_key, create_key
+from api.listening import bound, is_loopback, url_of
+from api.meters_file import apply_meters_file
 from api.migrations import migrate
 from api.postgres import EmbeddedPostgres, running_url
 from api.settings import Settings
-from metering.errors import ConflictError, InvalidError
+from api.supervisor import Child, follow, supervise
+from api.worker import Worker
+from metering.errors import InvalidError
+from metering.folding import maintain
 
-__all__ = ["database", "serve"]
+__all__ = ["database", "serve", "serve_api", "work"]
 
 log = structlog.get_logger()
 
 
 def serve(settings: Settings) -> None:
-    """Run until told to stop. Raises TollgateError or EmbeddedPostgresError when it can't start."""
+    """Run all of it until told to stop. Raises TollgateError or EmbeddedPostgresError when it can't start."""
     _require_safe(settings)
     signal.signal(signal.SIGTERM, _stop)
     with ExitStack() as stack:
-        listening = stack.enter_context(_bound(settings))
+        ports = stack.enter_context(bound(settings.host, settings.port, processes=settings.workers))
         engine = stack.enter_context(database(settings))
-        if migrate(engine):
-            log.info("migrated")
-        _make_first_key(engine, settings)
-        host, port = listening.getsockname()[:2]
-        url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        server = uvicorn.Server(
-            uvicorn.Config(
-                create_app(engine, settings),
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_keep_alive=75,  # longer than Kong's 60 s: the client ends idle connections
-                timeout_graceful_shutdown=10,
-            )
-        )
-        print(f"Tollgate is running at {url} (docs: {url}/api/docs). Ctrl-C stops it.", flush=True)  # noqa: T201
+        settings = _prepared(engine, settings)
+        _announce(ports[0])
+        if settings.workers == 1:
+            stack.enter_context(_working(engine, settings))
+            _answer(settings, ports[0])
+        else:
+            _stopped_by(supervise(_children(ports), _inherited(settings), ports=ports))
+
+
+def serve_api(settings: Settings, *, inherited: int | None = None, lifeline: int | None = None) -> None:
+    """Run an API process alone: one of a server's, which inherits its port, or one of many machines'."""
+    signal.signal(signal.SIGTERM, _stop)
+    if inherited is not None and lifeline is not None:
+        follow(lifeline)
+        _answer(settings, socket.socket(fileno=inherited))
+        return
+    _require_database_url(settings, "api")
+    _require_safe(settings)
+    with bound(settings.host, settings.port) as ports, database(settings) as engine:
+        settings = _prepared(engine, replace(settings, workers=1))
+        _announce(ports[0])
+        _answer(settings, ports[0])
+
+
+def work(settings: Settings, *, lifeline: int | None = None) -> None:
+    """Run a worker alone: a server's, or one of many machines'."""
+    signal.signal(signal.SIGTERM, _stop)
+    url = _require_database_url(settings, "worker")
+    with ExitStack() as stack:
+        if lifeline is not None:
+            follow(lifeline)
+            engine = open_database(url, connections=1)
+        else:
+            engine = stack.enter_context(database(settings))
+            _migrated(engine)
+            print("Tollgate's worker is running. Ctrl-C stops it.", flush=True)  # noqa: T201
+        stack.enter_context(_working(engine, settings))
+        signal.pause()
+
+
+def _prepared(engine: Engine, settings: Settings) -> Settings:
+    """The schema is there, and a key, and the meters; returns what each API process is to go by."""
+    _migrated(engine)
+    apply_meters_file(engine, settings.meters_file, now=clock.now())
+    _make_first_key(engine, settings)
+    share = connections_for_each(engine, processes=settings.workers, wanted=settings.connections)
+    if share < settings.connections:
+        log.info("few_connections", each_process=share, wanted=settings.connections)
+    engine.dispose()
+    url = engine.url.render_as_string(hide_password=False)
+    return replace(settings, database_url=url, connections=share)
+
+
+def _migrated(engine: Engine) -> None:
+    if migrate(engine):
+        log.info("migrated")
+
+
+def _announce(listening: socket.socket) -> None:
+    url = url_of(listening)
+    print(f"Tollgate is running at {url} (docs: {url}/api/docs). Ctrl-C stops it.", flush=True)  # noqa: T201
+
+
+def _answer(settings: Settings, listening: socket.socket) -> None:
+    """Answer requests, in this process, until a signal comes."""
+    assert settings.database_url is not None  # noqa: S101  _prepared put it there
+    engine = open_database(settings.database_url, connections=settings.connections)
+    config = uvicorn.Config(
+        create_app(engine, settings),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,  # longer than Kong's 60 s: the client ends idle connections
+        timeout_graceful_shutdown=10,
+    )
+    server = uvicorn.Server(config)
+    # uvicorn hears signals only while it runs, and sends itself again what it heard when it has ended.
+    signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
+    try:
         server.run(sockets=[listening])
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _working(engine: Engine, settings: Settings) -> Iterator[None]:
+    step = partial(maintain, retire_after=settings.retire_after)
+    worker = Worker(connector(engine, "tollgate worker"), clock.now, step)
+    worker.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+
+
+def _children(ports: Sequence[socket.socket]) -> list[Child]:
+    """An API process for each port, and the worker."""
+    numbers = [port.fileno() for port in ports]
+    api = [Child(f"api {i}", ("api", "--inherit", str(n)), (n,)) for i, n in enumerate(numbers, start=1)]
+    return [*api, Child("worker", ("worker",))]
+
+
+def _inherited(settings: Settings) -> dict[str, str]:
+    """The environment of the children. Not their command lines, which everybody on the machine can read."""
+    return {**os.environ, **settings.as_environment()}
+
+
+def _stopped_by(kind: int) -> NoReturn:
+    if kind == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(0)
+
+
+def _require_database_url(settings: Settings, command: str) -> str:
+    if settings.database_url is None:
+        raise InvalidError(
+            f"`tollgate {command}` needs TOLLGATE_DATABASE_URL, the database that all machines share;"
+            " `tollgate serve` brings its own"
+        )
+    return settings.database_url
 
 
 def _stop(_: int, __: FrameType | None) -> NoReturn:
@@ -58,42 +168,12 @@ def _stop(_: int, __: FrameType | None) -> NoReturn:
 
 
 def _require_safe(settings: Settings) -> None:
-    if not settings.auth and not _is_loopback(settings.host):
+    if not settings.auth and not is_loopback(settings.host):
         raise InvalidError(
             f"--no-auth lets anybody in, so it works on a loopback address only, not on {settings.host}"
         )
     if not settings.auth:
         log.warning("no_auth", meaning="every request is allowed; anybody on this machine can send one")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-@contextmanager
-def _bound(settings: Settings) -> Iterator[socket.socket]:
-    """The port, taken before anything else is started; whoever connects early waits until all is ready."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listening = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise InvalidError(f"can't listen on {settings.host}: {error.strerror or error}") from None
-    with listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind(address)
-            listening.listen(0)
-        except OSError as error:
-            raise ConflictError(
-                f"can't listen on {settings.host}:{settings.port}: {error.strerror};"
-                " stop what uses it or choose another --port"
-            ) from None
-        yield listening
 
 
 @contextmanager
@@ -106,7 +186,7 @@ def database(settings: Settings, *, share: bool = False) -> Iterator[Engine]:
         url = settings.database_url or (running_url(settings.data_dir) if share else None)
         if url is None:
             url = stack.enter_context(EmbeddedPostgres(settings.data_dir)).url
-        engine = open_database(url)
+        engine = open_database(url, connections=settings.connections)
         stack.callback(engine.dispose)
         check_database(engine)
         yield engine

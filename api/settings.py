@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -12,7 +13,10 @@ from sqlalchemy.exc import ArgumentError
 from metering.errors import InvalidError
 from metering.kong import SubjectRule
 
-__all__ = ["Settings", "from_environment"]
+__all__ = ["MOST", "Settings", "from_environment"]
+
+MOST = 9_999
+"""Of processes, connections or days: more is a slip of the finger."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +24,10 @@ class Settings:
     """Where things are and how the server behaves.
 
     `database_url` None means the embedded PostgreSQL in `data_dir`; `api_key` is an admin key that needs no
-    row; `kong_subject` says which of a Kong consumer's names is the usage subject, first match first.
+    row; `kong_subject` says which of a Kong consumer's names is the usage subject, first match first;
+    `meters_file` is a YAML file of meters that are there from the start;
+    `workers` is the number of API processes, `connections` how many each may have for requests; events older
+    than `retire_after` are kept apart from newer ones.
     """
 
     data_dir: Path = Path(".tollgate")
@@ -30,19 +37,44 @@ class Settings:
     api_key: str | None = None
     auth: bool = True
     kong_subject: tuple[SubjectRule, ...] = ("consumer",)
+    meters_file: Path | None = None
+    workers: int = 1
+    connections: int = 30
+    retire_after: timedelta | None = None
+
+    def as_environment(self) -> dict[str, str]:
+        """What from_environment makes these settings of again; an empty text is as good as none."""
+        return {
+            "TOLLGATE_DATA_DIR": str(self.data_dir),
+            "TOLLGATE_DATABASE_URL": self.database_url or "",
+            "TOLLGATE_HOST": self.host,
+            "TOLLGATE_PORT": str(self.port),
+            "TOLLGATE_API_KEY": self.api_key or "",
+            "TOLLGATE_NO_AUTH": "0" if self.auth else "1",
+            "TOLLGATE_KONG_SUBJECT": ",".join(self.kong_subject),
+            "TOLLGATE_METERS_FILE": str(self.meters_file or ""),
+            "TOLLGATE_WORKERS": str(self.workers),
+            "TOLLGATE_CONNECTIONS": str(self.connections),
+            "TOLLGATE_RETIRE_DAYS": str(self.retire_after.days) if self.retire_after else "",
+        }
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings as the environment has them; what it leaves out has the default."""
     default = Settings()
+    port = _port(environment.get("TOLLGATE_PORT"))
     return Settings(
         data_dir=Path(environment.get("TOLLGATE_DATA_DIR") or default.data_dir),
         database_url=_database_url(environment.get("TOLLGATE_DATABASE_URL")),
         host=environment.get("TOLLGATE_HOST") or default.host,
-        port=_port(environment.get("TOLLGATE_PORT")) or default.port,
+        port=default.port if port is None else port,
         api_key=environment.get("TOLLGATE_API_KEY") or None,
         auth=(environment.get("TOLLGATE_NO_AUTH") or "0").lower() in ("0", "false", "no"),
         kong_subject=_kong_subject(environment.get("TOLLGATE_KONG_SUBJECT")) or default.kong_subject,
+        meters_file=Path(file) if (file := environment.get("TOLLGATE_METERS_FILE")) else None,
+        workers=_number("TOLLGATE_WORKERS", environment) or default.workers,
+        connections=_number("TOLLGATE_CONNECTIONS", environment) or default.connections,
+        retire_after=timedelta(days=days) if (days := _number("TOLLGATE_RETIRE_DAYS", environment)) else None,
     )
 
 
@@ -67,6 +99,13 @@ def _is_url(rest: str) -> bool:
 def _port(text: str | None) -> int | None:
     if text and not (text.isdecimal() and int(text) < 65536):
         raise InvalidError(f"TOLLGATE_PORT must be a number below 65536, not {text!r}")
+    return int(text) if text else None
+
+
+def _number(name: str, environment: Mapping[str, str]) -> int | None:
+    text = environment.get(name)
+    if text and not (text.isdecimal() and 0 < int(text) <= MOST):
+        raise InvalidError(f"{name} must be a number from 1 to {MOST}, not {text!r}")
     return int(text) if text else None
 
 

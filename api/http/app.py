@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import clock
-from api.database import POOL, connector, open_database
+from api.database import connector, open_database
 from api.flusher import Flusher
 from api.http import (
     customers,
@@ -61,7 +61,7 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
         lifespan=_lifespan(flusher, aside),
     )
     app.state.sessions = sessionmaker(engine, expire_on_commit=False)
-    app.state.permits = asyncio.Semaphore(POOL)
+    app.state.permits = asyncio.Semaphore(settings.connections)
     for area in (
         meters,
         usage,
