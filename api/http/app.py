@@ -22,6 +22,7 @@ from api.database import connector, open_database
 from api.flusher import Flusher
 from api.http import (
     customers,
+    dispositions,
     features,
     invoices,
     meters,
@@ -73,6 +74,7 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
         invoices,
         quarantine,
         subjects,
+        dispositions,
     ):
         app.include_router(area.router)
     _add_health(app, aside)
