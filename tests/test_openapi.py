@@ -81,6 +81,26 @@ def test_each_operation_documents_the_one_status_that_openmeters_sdk_accepts(doc
         assert set(operation["responses"]) == {expected, "default"}, name
 
 
+@pytest.mark.parametrize("method", ["get", "post"])
+def test_a_usage_query_is_answered_in_json_or_csv(document: Any, method: str) -> None:
+    answer = document["paths"]["/api/v1/meters/{meterIdOrSlug}/query"][method]["responses"]["200"]
+    assert answer["content"] == {
+        "application/json": {"schema": {"$ref": "#/components/schemas/MeterQueryResult"}},
+        "text/csv": {"schema": {"type": "string"}},
+    }
+
+
+def test_filters_of_text_are_described_with_their_operators(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    filters = schemas["MeterQueryRequest"]["properties"]["advancedMeterGroupByFilters"]
+    assert {"$ref": "#/components/schemas/FilterStringBody"} in [
+        shape.get("additionalProperties") for shape in filters["anyOf"]
+    ]
+    operators = {"$eq", "$ne", "$in", "$nin", "$gt", "$gte", "$lt", "$lte", "$and", "$or"}
+    operators |= {"$like", "$nlike", "$ilike", "$nilike"}
+    assert set(schemas["FilterStringBody"]["properties"]) == operators
+
+
 def test_parameters_in_the_path_are_described(document: Any) -> None:
     for name, operation in operations(document).items():
         in_path = {part[1:-1] for part in name.split("/") if part.startswith("{")}

@@ -11,12 +11,15 @@ from typing import Any
 
 import httpx
 import pytest
+from openmeter import Client, models
+from sqlalchemy import Engine, text
 
-from tests.server import assert_problem
+from tests.server import ADMIN_KEY, Server, assert_problem
 
 _numbers = count()
 JUNE = datetime(2026, 6, 1, tzinfo=UTC)
 QUERY = "/api/v1/meters/asked/query"
+ADVANCED = "advancedMeterGroupByFilters"
 MODELS, KINDS, APPS = ("m0", "m1", "m2"), ("request", "response"), ("a", "b", "c", "d")
 
 
@@ -234,8 +237,28 @@ def test_counting_an_empty_period_is_zero_and_summing_it_is_nothing(client: http
         ({"windowTimeZone": ""}, "invalid_time_zone", "$.windowTimeZone"),
         ({"subject": ["s"] * 101}, "too_long", "$.subject"),
         ({"clientId": "c" * 37}, "string_too_long", "$.clientId"),
-        ({"advancedMeterGroupByFilters": {}}, "unknown_field", "$.advancedMeterGroupByFilters"),
-        ({"filterCustomerId": ["c"]}, "unknown_field", "$.filterCustomerId"),
+        ({"asOf": "2026-06-01"}, None, None),
+        ({"filterCustomerId": ["nobody"]}, "customer_not_found", "$.filterCustomerId[0]"),
+        ({"filterCustomerId": ["c"] * 101}, "too_long", "$.filterCustomerId"),
+        ({"groupBy": ["customer_id"]}, "customers_required", "$.groupBy"),
+        ({"groupBy": ["model"] * 101}, "too_long", "$.groupBy"),
+        ({ADVANCED: {"colour": {"$eq": "red"}}}, "unknown_group_by", f"$.{ADVANCED}"),
+        ({ADVANCED: {"subject": {"$eq": "a"}}}, "unknown_group_by", f"$.{ADVANCED}"),
+        ({ADVANCED: {"model": {"$is": "m0"}}}, "invalid_filter", f"$.{ADVANCED}.model.$is"),
+        ({ADVANCED: {"model": {"$in": "m0"}}}, "invalid_filter", f"$.{ADVANCED}.model.$in"),
+        (
+            {ADVANCED: {"model": {"$or": [{}, {"$gt": 1}]}}},
+            "invalid_filter",
+            f"$.{ADVANCED}.model.$or[1].$gt",
+        ),
+        ({ADVANCED: {"model": "m0"}}, "invalid_filter", f"$.{ADVANCED}.model"),
+        ({ADVANCED: {"model": None}}, "invalid_filter", f"$.{ADVANCED}.model"),
+        ({ADVANCED: [{"$eq": "m0"}]}, "invalid_filter", f"$.{ADVANCED}"),
+        (
+            {ADVANCED: {"model": {"$eq": "m0"}}, "filterGroupBy": {"type": ["request"]}},
+            "exclusive_filters",
+            f"$.{ADVANCED}",
+        ),
         ({"windowsize": "DAY"}, "unknown_field", "$.windowsize"),
         (
             {"windowSize": "HOUR", "from": "1975-01-01T00:00:00Z", "to": "2020-01-01T00:00:00Z"},
@@ -248,24 +271,222 @@ def test_a_question_that_can_not_be_answered_is_refused_with_its_place(
     client: httpx.Client, question: dict[str, Any], code: str | None, field: str | None
 ) -> None:
     assert_problem(client.post(QUERY, json=question), 400, code, field)
-    parameters = {
-        name: value
-        for name, value in question.items()
-        if name not in ("filterGroupBy", "advancedMeterGroupByFilters")
-    }
-    parameters |= {
-        f"filterGroupBy[{name}]": value for name, value in question.get("filterGroupBy", {}).items()
-    }
-    if parameters:
-        assert_problem(client.get(QUERY, params=parameters), 400, code, field)
+    assert_problem(client.get(QUERY, params=in_a_url(question)), 400, code, field)
+
+
+def in_a_url(question: dict[str, Any]) -> dict[str, Any]:
+    """The same question as parameters of GET."""
+    parameters = {name: value for name, value in question.items() if name not in ("filterGroupBy", ADVANCED)}
+    for name, value in question.get("filterGroupBy", {}).items():
+        parameters[f"filterGroupBy[{name}]"] = value
+    if ADVANCED in question:
+        parameters[ADVANCED] = json.dumps(question[ADVANCED])
+    return parameters
+
+
+@pytest.mark.parametrize("sent", ["", "{", "[" * 2_000, '{"model": {"$eq": "m0"}', "m0"])
+def test_a_filter_in_the_url_must_be_json(client: httpx.Client, sent: str) -> None:
+    assert_problem(client.get(QUERY, params={ADVANCED: sent}), 400, "malformed_json", f"$.{ADVANCED}")
 
 
 @pytest.mark.parametrize(
-    "name", ["filterGroupBy", "group_by", "advancedMeterGroupByFilters", "From", "filterGroupBy[x"]
+    "name", ["filterGroupBy", "group_by", "advancedMeterGroupByFilters[model]", "From", "filterGroupBy[x"]
 )
 def test_an_unknown_parameter_is_refused_and_never_ignored(client: httpx.Client, name: str) -> None:
     found = assert_problem(client.get(QUERY, params={name: "x"}), 400, "unknown_field", f"$.{name}")
     assert repr(name) in found["detail"]
+
+
+def test_half_a_character_is_in_no_dimension(client: httpx.Client) -> None:
+    escaped = r'{"model": {"$eq": "\ud800"}}'
+    place = f"$.{ADVANCED}.model.$eq"
+    assert_problem(client.get(QUERY, params={ADVANCED: escaped}), 400, "invalid_filter", place)
+    body = f'{{"{ADVANCED}": {escaped}}}'.encode()
+    json_body = {"Content-Type": "application/json"}
+    assert_problem(client.post(QUERY, content=body, headers=json_body), 400)
+
+
+@pytest.mark.parametrize(
+    ("filters", "where"),
+    [
+        ({}, [{}]),
+        ({"model": {}}, [{}]),
+        ({"model": {"$eq": "m1"}}, [{"model": "m1"}]),
+        ({"model": {"$ne": "m1"}}, [{"model": "m0"}, {"model": "m2"}]),
+        ({"model": {"$in": ["m0", "m2", "m9"]}}, [{"model": "m0"}, {"model": "m2"}]),
+        ({"model": {"$nin": ["m0", "m2"]}}, [{"model": "m1"}]),
+        ({"model": {"$like": "_1%"}}, [{"model": "m1"}]),
+        ({"model": {"$nlike": "%0"}}, [{"model": "m1"}, {"model": "m2"}]),
+        ({"type": {"$ilike": "REQ%"}}, [{"type": "request"}]),
+        ({"type": {"$nilike": "REQ%"}}, [{"type": "response"}]),
+        ({"model": {"$gt": "m0", "$lte": "m1", "$eq": None}}, [{"model": "m1"}]),
+        (
+            {"model": {"$gte": "m1"}, "type": {"$lt": "res"}},
+            [{"model": m, "type": "request"} for m in ("m1", "m2")],
+        ),
+        ({"model": {"$or": [{"$eq": "m0"}, {"$and": [{"$gt": "m1"}]}]}}, [{"model": "m0"}, {"model": "m2"}]),
+        ({"model": {"$eq": "none"}}, []),
+    ],
+)
+def test_advanced_filters_in_the_url_and_in_the_body(
+    client: httpx.Client, filters: dict[str, Any], where: list[dict[str, str]]
+) -> None:
+    expected = {(): sum(total(**one) for one in where)} if where else {}
+    in_the_body: dict[str, Any] = {ADVANCED: filters}
+    assert by(post(client, **in_the_body)) == expected
+    assert by(get(client, **{ADVANCED: json.dumps(filters)})) == expected
+
+
+@pytest.fixture(scope="module")
+def owners(client: httpx.Client) -> dict[str, str]:
+    """Two customers, one of them also by its own key, and their ids."""
+    made = {}
+    for key, subjects in (("two", ["a", "b"]), ("c", []), ("idle", ["z"])):
+        body = {"name": key, "key": key, "usageAttribution": {"subjectKeys": subjects}}
+        answer = client.post("/api/v1/customers", json=body)
+        assert answer.status_code == 201, answer.text
+        made[key] = answer.json()["id"]
+    return made
+
+
+def test_usage_of_customers_is_that_of_their_subjects_and_keys(
+    client: httpx.Client, owners: dict[str, str]
+) -> None:
+    expected = {owners["two"]: total(subject="a") + total(subject="b"), owners["c"]: total(subject="c")}
+    question: dict[str, Any] = {"filterCustomerId": list(owners.values())}
+    for answer in (get(client, **question), post(client, **question)):
+        assert {row["customerId"]: row["value"] for row in answer["data"]} == expected
+        assert all(row["subject"] is None and row["groupBy"] == {} for row in answer["data"])
+    (one,) = get(client, filterCustomerId=owners["c"])["data"]
+    assert (one["customerId"], one["value"]) == (owners["c"], total(subject="c"))
+    assert get(client, filterCustomerId=owners["idle"])["data"] == []
+    assert "customerId" not in get(client)["data"][0]
+
+
+def test_customers_are_told_apart_by_subject_dimension_and_window(
+    client: httpx.Client, owners: dict[str, str]
+) -> None:
+    rows = post(
+        client,
+        filterCustomerId=[owners["two"], owners["c"]],
+        groupBy=["subject", "model", "customer_id"],
+        windowSize="DAY",
+    )["data"]
+    found = {(r["customerId"], r["subject"], r["groupBy"]["model"], r["windowStart"][8:10]) for r in rows}
+    whose = {"a": owners["two"], "b": owners["two"], "c": owners["c"]}
+    assert found == {(whose[s], s, m, d) for s in whose for m in MODELS for d in ("01", "02")}
+    assert len(rows) == len(found)
+    assert sum(row["value"] for row in rows) == sum(total(subject=s) for s in whose)
+
+
+def test_subjects_and_customers_together_are_those_in_both(
+    client: httpx.Client, owners: dict[str, str]
+) -> None:
+    rows = get(client, filterCustomerId=owners["two"], subject=["b", "c", "d"])["data"]
+    assert [(r["customerId"], r["subject"], r["value"]) for r in rows] == [
+        (owners["two"], "b", total(subject="b"))
+    ]
+    assert get(client, filterCustomerId=owners["c"], subject="a")["data"] == []
+
+
+def test_a_deleted_customer_is_not_found(client: httpx.Client) -> None:
+    body = {"name": "gone", "key": "gone"}
+    gone = client.post("/api/v1/customers", json=body).json()["id"]
+    assert get(client, filterCustomerId=gone)["data"] == []
+    assert client.delete(f"/api/v1/customers/{gone}").status_code == 204
+    question = {"filterCustomerId": [gone]}
+    assert_problem(client.post(QUERY, json=question), 400, "customer_not_found", "$.filterCustomerId[0]")
+
+
+def test_as_of_answers_what_was_known_then(client: httpx.Client, shared_engine: Engine) -> None:
+    meter = {"slug": "learned", "eventType": "learned", "aggregation": "SUM", "valueProperty": "$.n"}
+    assert client.post("/api/v1/meters", json=meter).status_code == 201
+    known = []
+    for number in (1, 2, 3):
+        sent(client, event(number, "learned"))
+        with shared_engine.connect() as connection:
+            known.append(connection.execute(text("SELECT clock_timestamp()")).scalar_one().isoformat())
+    path = "/api/v1/meters/learned/query"
+    assert [by(get(client, path, asOf=at)) for at in known] == [{(): 1}, {(): 3}, {(): 6}]
+    assert [by(post(client, path, asOf=at)) for at in known] == [{(): 1}, {(): 3}, {(): 6}]
+    assert by(get(client, path)) == {(): 6}
+
+
+def test_a_body_may_be_left_out(client: httpx.Client) -> None:
+    answer = client.post(QUERY)
+    assert (answer.status_code, answer.json()) == (200, get(client))
+
+
+def test_the_subjects_of_a_meter(client: httpx.Client) -> None:
+    path = "/api/v1/meters/asked/subjects"
+    assert get(client, path) == list(APPS)
+    assert get(client, path, **{"from": "2026-06-02T22:00:00Z"}) == ["c", "d"]
+    assert get(client, path, to="2026-06-01T01:00:00Z") == ["a"]
+    assert get(client, path, to="2020-01-01T00:00:00Z") == []
+
+
+def test_the_values_of_a_dimension_in_a_period_of_any_length(client: httpx.Client) -> None:
+    path = "/api/v1/meters/asked/group-by/model/values"
+    assert get(client, path, **{"from": "2000-01-01T00:00:00Z"}) == list(MODELS)
+    assert get(client, path, **{"from": "2026-06-01T00:00:00Z", "to": "2026-06-01T02:00:00Z"}) == ["m0", "m1"]
+    assert get(client, path, to="2026-06-01T01:00:00Z") == ["m0"]  # the day before
+
+
+def test_without_a_period_the_values_are_those_of_the_last_day(
+    client: httpx.Client, shared_engine: Engine
+) -> None:
+    meter = {"slug": "lately", "eventType": "lately", "aggregation": "COUNT", "groupBy": {"model": "$.model"}}
+    assert client.post("/api/v1/meters", json=meter).status_code == 201
+    with shared_engine.connect() as connection:
+        now = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    ages = {"old": timedelta(hours=25), "new": timedelta(hours=23), "newest": timedelta(0)}
+    for i, (model, age) in enumerate(ages.items()):
+        sent(client, event(i, "lately", data={"model": model}, time=(now - age).isoformat()))
+    sent(client, event(9, "lately", data={}, time=now.isoformat()))
+    assert get(client, "/api/v1/meters/lately/group-by/model/values") == ["", "new", "newest"]
+
+
+@pytest.mark.parametrize(
+    ("path", "parameters", "code", "field"),
+    [
+        ("group-by/colour/values", {}, "unknown_group_by", "$.groupByKey"),
+        ("group-by/subject/values", {}, "unknown_group_by", "$.groupByKey"),
+        ("group-by/model/values", {"from": JUNE, "to": JUNE}, "empty_period", "$.to"),
+        ("group-by/model/values", {"limit": "5"}, "unknown_field", "$.limit"),
+        ("subjects", {"from": JUNE, "to": JUNE}, "empty_period", "$.to"),
+        ("subjects", {"from": "2026-06-01T00:00:00"}, "timezone_aware", "$.from"),
+    ],
+)
+def test_lists_that_can_not_be_given_are_refused_with_their_place(
+    client: httpx.Client, path: str, parameters: dict[str, Any], code: str, field: str
+) -> None:
+    parameters = {n: v.isoformat() if isinstance(v, datetime) else v for n, v in parameters.items()}
+    assert_problem(client.get(f"/api/v1/meters/asked/{path}", params=parameters), 400, code, field)
+
+
+@pytest.mark.parametrize("path", ["subjects", "group-by/model/values", "query"])
+def test_an_unknown_meter_is_not_found(client: httpx.Client, path: str) -> None:
+    assert_problem(client.get(f"/api/v1/meters/nothing/{path}"), 404)
+
+
+def test_the_official_sdk_asks_all_of_it(server: Server, owners: dict[str, str]) -> None:
+    with Client(endpoint=server.url, token=ADMIN_KEY) as sdk:
+        filters = {"model": models.FilterString(eq="m1")}
+        plain: Any = {"model": {"$eq": "m1"}}  # for the URL, it can't encode its own model
+        answer = sdk.meters.query_json("asked", advanced_meter_group_by_filters=plain)
+        assert [row.value for row in answer.data] == [total(model="m1")]
+        answer = sdk.meters.query_json("asked", filter_customer_id=[owners["c"]])
+        assert [(row.customer_id, row.value) for row in answer.data] == [(owners["c"], total(subject="c"))]
+        question = models.MeterQueryRequest(advanced_meter_group_by_filters=filters, group_by=["model"])
+        assert [row.value for row in sdk.meters.query("asked", question).data] == [total(model="m1")]
+        assert sdk.meters.list_subjects("asked") == list(APPS)
+        assert sdk.meters.list_group_by_values("asked", "type", from_parameter=JUNE) == list(KINDS)
+        table = sdk.meters.query_csv("asked", group_by=["type"])
+        assert [line.split(",")[-1] for line in table.split()] == [
+            "value",
+            *(str(total(type=kind)) for kind in KINDS),
+        ]
+        assert sdk.meters.query_csv_post("asked").splitlines()[1].endswith(f",{sum(range(48))}")
 
 
 def test_a_meter_that_counts_from_an_instant_forgets_what_came_before(client: httpx.Client) -> None:

@@ -43,7 +43,8 @@ def _rank(accept: str, media_type: str) -> _Rank:
         for position, found in enumerate(_RANGE.finditer(accept))
         if (name := (found[1].lower(), found[2].lower())) in patterns
     ]
-    return max(fitting, default=(0, _Rank()))[1]
+    rank = max(fitting, default=(0, _Rank()))[1]
+    return rank if rank.quality else _Rank()
 
 
 def _quality(parameters: str) -> float:
