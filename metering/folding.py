@@ -414,7 +414,7 @@ def _close(connection: Connection[Any], cube: _Cube, today: datetime) -> bool:
 def _narrow(connection: Connection[Any], cube: _Cube) -> None:
     """Give up dimensions that have too many values; usage by them is read from the events from then on."""
     many = connection.execute(
-        "SELECT count(*) FROM (SELECT FROM usage_series WHERE cube_id = %s LIMIT %s) AS some",
+        "SELECT count(*) FROM (SELECT FROM usage_series WHERE cube_id = %s LIMIT %s) AS series",
         [cube.id, MAX_SERIES + 1],
     ).fetchall()[0][0]
     if many <= MAX_SERIES or not cube.paths:
