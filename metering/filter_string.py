@@ -7,18 +7,18 @@ filter must all hold; an empty filter holds always.
 """
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from metering.errors import InvalidError, Issue
 
-__all__ = ["FilterString", "condition_sql", "matches", "parse_filter"]
+__all__ = ["FilterString", "condition_sql", "matches", "parse_filter", "parse_filters"]
 
 MAX_NESTING = 5
 """How deep $and and $or may lie in one another."""
 MAX_VALUES = 1000
-"""Texts in one filter, those of nested filters included."""
+"""Texts in all filters of one request, those of nested filters included."""
 MAX_LENGTH = 1024
 
 Bind = Callable[[Any, str], str]
@@ -174,9 +174,22 @@ def parse_filter(sent: object, field: str) -> FilterString:
     Raises InvalidError with the place of what is wrong.
     """
     parsed = _parsed(sent, field, nesting=0)
-    if _size(parsed) > MAX_VALUES:
-        raise _invalid(f"a filter may hold at most {MAX_VALUES} values", field, "Ask in several queries.")
+    _require_few([parsed], field)
     return parsed
+
+
+def parse_filters(sent: object, field: str) -> dict[str, FilterString]:
+    """A filter for each of several texts, by its name."""
+    if not isinstance(sent, dict):
+        raise _invalid("this must be an object", field, 'For example {"model": {"$eq": "gpt-4o"}}.')
+    parsed = {name: _parsed(one, f"{field}.{name}", nesting=0) for name, one in sent.items()}
+    _require_few(parsed.values(), field)
+    return parsed
+
+
+def _require_few(conditions: Iterable[FilterString], field: str) -> None:
+    if sum(map(_size, conditions)) > MAX_VALUES:
+        raise _invalid(f"there may be at most {MAX_VALUES} values", field, "Ask in several queries.")
 
 
 def _parsed(sent: object, field: str, nesting: int) -> FilterString:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 from sqlalchemy.orm import Session
 
 from metering.errors import InvalidError
-from metering.filter_string import FilterString, condition_sql, matches, parse_filter
+from metering.filter_string import FilterString, condition_sql, matches, parse_filter, parse_filters
 
 # Few letters, so that texts meet; what folds in some locales and not in others; what patterns are made of.
 LETTERS = "aAbBzZ%_\\ \n.éÉß\u017f\u212a\u0130\u0131ςΣ\U0001d400\uffff\u0300"
@@ -158,6 +158,19 @@ def test_nesting_has_a_bound_and_a_thousand_values_fit() -> None:
     with pytest.raises(InvalidError, match="nested at most 5 deep"):
         parse_filter(nested(6), "$")
     assert not matches(parse_filter({"$nin": ["a"] * 1000}, "$"), "a")
+
+
+def test_filters_by_name_share_the_bound_on_their_values() -> None:
+    half = {"$in": ["a"] * 500}
+    assert set(parse_filters({"x": half, "y": half}, "$.f")) == {"x", "y"}
+    for sent, place in (
+        ({"x": half, "y": half, "z": {"$ne": "a"}}, "$.f"),
+        ({"x": half, "y": {"$in": "a"}}, "$.f.y.$in"),
+        ([half], "$.f"),
+    ):
+        with pytest.raises(InvalidError) as caught:
+            parse_filters(sent, "$.f")
+        assert [issue.field for issue in caught.value.issues] == [place]
 
 
 def test_a_pattern_of_many_wildcards_does_not_take_for_ever() -> None:

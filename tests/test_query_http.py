@@ -11,6 +11,8 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from openmeter import Client, models
 from sqlalchemy import Engine, text
 
@@ -297,6 +299,13 @@ def test_an_unknown_parameter_is_refused_and_never_ignored(client: httpx.Client,
     assert repr(name) in found["detail"]
 
 
+def test_the_largest_filters_are_answered(client: httpx.Client) -> None:
+    one_by_one = {"$or": [{"$eq": f"m{i}"} for i in range(999)]}
+    pattern = "%" * 1000 + "REQUEST"
+    question: dict[str, Any] = {ADVANCED: {"model": one_by_one, "type": {"$ilike": pattern}}}
+    assert by(post(client, **question)) == {(): total(type="request")}
+
+
 def test_half_a_character_is_in_no_dimension(client: httpx.Client) -> None:
     escaped = r'{"model": {"$eq": "\ud800"}}'
     place = f"$.{ADVANCED}.model.$eq"
@@ -487,6 +496,62 @@ def test_the_official_sdk_asks_all_of_it(server: Server, owners: dict[str, str])
             *(str(total(type=kind)) for kind in KINDS),
         ]
         assert sdk.meters.query_csv_post("asked").splitlines()[1].endswith(f",{sum(range(48))}")
+
+
+strange = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=5)
+    | st.sampled_from(["\0", "\ud800", "$eq"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["model", "$eq", "$or", "$in"]) | st.text(max_size=3), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+texts = st.sampled_from(["m0", "subject", "customer_id", "model", "type", "", "%", "é"]) | st.text(max_size=5)
+instants = st.datetimes().map(lambda at: at.isoformat() + "Z") | texts
+filters_of_text = st.dictionaries(
+    st.sampled_from(["$eq", "$ne", "$gt", "$like", "$ilike"]), texts | st.none(), max_size=3
+)
+questions = st.fixed_dictionaries(
+    {},
+    optional={
+        "from": instants | strange,
+        "to": instants | strange,
+        "asOf": instants | strange,
+        "windowSize": st.sampled_from(["MINUTE", "HOUR", "DAY", "MONTH"]) | strange,
+        "windowTimeZone": st.sampled_from(["Europe/Berlin", "../x", "posix"]) | texts | strange,
+        "subject": st.lists(texts, max_size=3) | strange,
+        "groupBy": st.lists(texts, max_size=3) | strange,
+        "filterCustomerId": st.lists(texts, max_size=2) | strange,
+        "filterGroupBy": st.dictionaries(texts, st.lists(texts, max_size=2), max_size=2) | strange,
+        ADVANCED: st.dictionaries(texts, filters_of_text, max_size=2) | strange,
+        "clientId": texts | strange,
+    },
+)
+
+
+@given(questions, st.sampled_from(["application/json", "text/csv"]))
+@settings(max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_question_is_answered_or_refused_with_a_place(
+    client: httpx.Client, question: dict[str, Any], accept: str
+) -> None:
+    headers = {"Accept": accept}
+    body = json.dumps(question).encode()
+    answers = [client.post(QUERY, content=body, headers={**headers, "Content-Type": "application/json"})]
+    if b"\\ud8" not in body:  # the URL of a client holds no half characters
+        in_url = {n: v if isinstance(v, str | list) else json.dumps(v) for n, v in question.items()}
+        parameters = {n: [str(one) for one in v] if isinstance(v, list) else v for n, v in in_url.items()}
+        answers.append(client.get(QUERY, params=parameters, headers=headers))
+    for answer in answers:
+        if answer.status_code == 200:
+            assert answer.headers["content-type"].startswith(accept)
+        else:
+            assert_problem(answer, 400)
 
 
 def test_a_meter_that_counts_from_an_instant_forgets_what_came_before(client: httpx.Client) -> None:

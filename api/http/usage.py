@@ -18,7 +18,7 @@ from api.http.usage_csv import MEDIA_TYPE, usage_csv, wants_csv
 from billing.customer import customers_by_id
 from metering import meters
 from metering.errors import InvalidError, Issue
-from metering.filter_string import FilterString, parse_filter
+from metering.filter_string import FilterString, parse_filters
 from metering.meter import UsageQuery, UsageRow
 from metering.meters import Meter
 from metering.period import WindowSize
@@ -55,12 +55,7 @@ class FilterStringBody(Body):
 
 
 def _conditions(sent: Any) -> dict[str, FilterString] | None:
-    if sent is None:
-        return None
-    if not isinstance(sent, dict):
-        message = "this must be an object: a filter for each dimension"
-        raise InvalidError(message, Issue(code="invalid_filter", message=message, field=ADVANCED))
-    return {name: parse_filter(one, f"{ADVANCED}.{name}") for name, one in sent.items()}
+    return None if sent is None else parse_filters(sent, ADVANCED)
 
 
 Conditions = Annotated[
