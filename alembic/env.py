@@ -8,6 +8,7 @@ from alembic.autogenerate.api import AutogenContext
 import api.keys
 import billing.subscriptions
 import catalog.plans
+import metering.corrections
 import metering.cubes
 import metering.events
 import metering.quarantine
@@ -18,6 +19,7 @@ TABLES = (
     api.keys,
     billing.subscriptions,
     catalog.plans,
+    metering.corrections,
     metering.cubes,
     metering.events,
     metering.quarantine,

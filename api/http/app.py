@@ -21,6 +21,7 @@ from api import clock
 from api.database import connector, open_database
 from api.flusher import Flusher
 from api.http import (
+    corrections,
     customers,
     dispositions,
     features,
@@ -74,6 +75,7 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
         invoices,
         quarantine,
         subjects,
+        corrections,
         dispositions,
     ):
         app.include_router(area.router)

@@ -129,6 +129,7 @@ class ExactRoute(APIRoute):
         async def exactly(request: Request) -> Response:
             _refuse_unknown(request, known)
             exact = _ExactRequest(request.scope, request.receive)
+            await exact.body()
             if self.body_field is not None:
                 await exact.decode()
             # With its body complete: a request in here may wait for the database, but for no slow client.
