@@ -5,8 +5,8 @@ timeline is cut where anything in it begins or ends; between two cuts it has the
 so that an event meets one row of it. Only features and meters become SQL text, never a customer or an event.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -19,7 +19,7 @@ from billing.disposition import UNBILLED, Reason
 from billing.subscriptions import SubscriptionItem
 from catalog.features import Feature, features_by_id
 from metering.errors import InvalidError, Issue
-from metering.expressions import ALL_EVENTS, Statement, dimension_of, number_of, value_of
+from metering.expressions import ALL_EVENTS, Statement, number_of, text_of, value_of
 from metering.meter import MeterDefinition
 from metering.meters import list_meters
 from metering.period import Period
@@ -127,31 +127,66 @@ def _within_time(
         raise WindowTooLongError(f"{message}: shorten the window", issue) from None
 
 
+@dataclass(slots=True)
+class _Read:
+    """What is read of an event's `data`: each value once, however many features and meters ask for it."""
+
+    statement: Statement
+    paths: dict[str, int] = field(default_factory=dict)
+    asked: dict[str, str] = field(default_factory=dict)
+
+    def text(self, path: str) -> str:
+        return self._column("text", path, text_of)
+
+    def is_number(self, path: str) -> str:
+        return self._column("number", path, lambda value: f"{number_of(value)} IS NOT NULL")
+
+    def is_value(self, path: str) -> str:
+        """What is missing is one more value for UNIQUE_COUNT."""
+        return self._column("value", path, lambda value: f"jsonb_typeof({value}) IS DISTINCT FROM 'null'")
+
+    def _column(self, kind: str, path: str, meaning: Callable[[str], str]) -> str:
+        place = self.paths.setdefault(path, len(self.paths))
+        self.asked[f"{kind}{place}"] = meaning(f"v{place}")
+        return f"e.{kind}{place}"
+
+    def of(self, query: UnbilledQuery) -> str:
+        """A table of the events; OFFSET 0 keeps PostgreSQL from reading a value again at each use."""
+        values = [f"{value_of(self.statement, path)} AS v{place}" for path, place in self.paths.items()]
+        columns = [f"{expression} AS {name}" for name, expression in self.asked.items()]
+        return f"""(
+            SELECT {", ".join(["key", "type", "subject", "time", *columns])} FROM (
+                SELECT {", ".join(["key", "type", "subject", "time", *values])}
+                FROM {ALL_EVENTS} AS e WHERE {_where(self.statement, query)} OFFSET 0
+            ) AS e OFFSET 0)"""
+
+
 def _judged(session: Session, statement: Statement, query: UnbilledQuery) -> str:
     """A WITH clause whose last table, `judged`, holds each event with its reason, NULL when it is billed."""
     features = _features(session, query.period)
     meters = [meter.definition for meter in list_meters(session)]
-    priced, included = (_any_term(statement, features, f"contract.{name}") for name in ("priced", "included"))
-    billed = _any_term(statement, features, "contract.priced", counted=True)
+    read = _Read(statement)
+    priced, included = (_any_term(read, features, f"contract.{name}") for name in ("priced", "included"))
+    billed = _any_term(read, features, "contract.priced", counted=True)
+    begun, counted = _any_meter(read, meters), _any_meter(read, meters, counted=True)
     return f"""
         WITH {_contracts(statement, features, query.period)}, judged AS (
             SELECT e.key, e.type, e.subject, e.time, owner.customer_id, CASE
                 WHEN voided.key IS NOT NULL THEN 'voided'
                 WHEN {billed} THEN NULL
-                WHEN NOT {_any_meter(statement, meters)} THEN 'no_meter'
-                WHEN NOT {_any_meter(statement, meters, counted=True)} THEN 'invalid_value'
+                WHEN NOT {begun} THEN 'no_meter'
+                WHEN NOT {counted} THEN 'invalid_value'
                 WHEN owner.customer_id IS NULL THEN 'no_customer'
                 WHEN contract.subscribed IS NOT TRUE THEN 'no_subscription'
                 WHEN {priced} THEN 'invalid_value'
                 WHEN {included} THEN 'included'
                 ELSE 'no_price' END AS reason
-            FROM {ALL_EVENTS} AS e
+            FROM {read.of(query)} AS e
             LEFT JOIN (SELECT DISTINCT key FROM voided_events WHERE restored_at IS NULL) AS voided
                 ON voided.key = e.key
             LEFT JOIN subject_owners AS owner ON owner.subject_key = e.subject
             LEFT JOIN contract ON contract.customer_id = owner.customer_id
                 AND contract.since <= e.time AND e.time < contract.until
-            WHERE {_where(statement, query)}
         )"""
 
 
@@ -215,25 +250,25 @@ def _contracts(statement: Statement, features: Sequence[Feature], period: Period
         )"""
 
 
-def _any_term(statement: Statement, features: Sequence[Feature], had: str, *, counted: bool = False) -> str:
+def _any_term(read: _Read, features: Sequence[Feature], had: str, *, counted: bool = False) -> str:
     """Whether one of the features whose numbers are in the array `had` takes the event; NULL has none."""
     by_type: dict[str, list[str]] = {}
     for number, feature in enumerate(features, start=1):
         if feature.meter is not None:
             meter = feature.meter.definition
-            takes = [f"{number} = ANY({had})", *_takes(statement, feature, meter)]
-            takes += [_counts(statement, meter)] if counted else []
+            takes = [f"{number} = ANY({had})", *_takes(read, feature, meter)]
+            takes += [_counts(read, meter)] if counted else []
             by_type.setdefault(meter.event_type, []).append(" AND ".join(takes))
-    return _by_type(statement, by_type)
+    return _by_type(read.statement, by_type)
 
 
-def _any_meter(statement: Statement, meters: Iterable[MeterDefinition], *, counted: bool = False) -> str:
+def _any_meter(read: _Read, meters: Iterable[MeterDefinition], *, counted: bool = False) -> str:
     """Whether one of the meters looks at the event, or counts it."""
     by_type: dict[str, list[str]] = {}
     for meter in meters:
-        looks = [*_begun(statement, meter), *([_counts(statement, meter)] if counted else [])]
+        looks = [*_begun(read.statement, meter), *([_counts(read, meter)] if counted else [])]
         by_type.setdefault(meter.event_type, []).append(" AND ".join(looks) or "true")
-    return _by_type(statement, by_type)
+    return _by_type(read.statement, by_type)
 
 
 def _by_type(statement: Statement, conditions: Mapping[str, Sequence[str]]) -> str:
@@ -247,9 +282,9 @@ def _by_type(statement: Statement, conditions: Mapping[str, Sequence[str]]) -> s
     return f"CASE e.type {' '.join(cases)} ELSE false END"
 
 
-def _takes(statement: Statement, feature: Feature, meter: MeterDefinition) -> list[str]:
-    return _begun(statement, meter) + [
-        f"{dimension_of(statement, meter.group_by[name])} = ANY({statement.bind(list(values), 'text[]')})"
+def _takes(read: _Read, feature: Feature, meter: MeterDefinition) -> list[str]:
+    return _begun(read.statement, meter) + [
+        f"{read.text(meter.group_by[name])} = ANY({read.statement.bind(list(values), 'text[]')})"
         for name, values in feature.filters.items()
     ]
 
@@ -260,13 +295,10 @@ def _begun(statement: Statement, meter: MeterDefinition) -> list[str]:
     return [f"e.time >= {statement.bind(meter.event_from, 'timestamptz')}"]
 
 
-def _counts(statement: Statement, meter: MeterDefinition) -> str:
-    """Whether the meter can use the event's value; what is missing is one more value for UNIQUE_COUNT."""
-    match meter.aggregation:
-        case "COUNT":
-            return "true"
-        case "UNIQUE_COUNT":
-            value = value_of(statement, meter.value_property)
-            return f"coalesce(jsonb_typeof({value}) <> 'null', true)"
-        case _:
-            return f"{number_of(value_of(statement, meter.value_property))} IS NOT NULL"
+def _counts(read: _Read, meter: MeterDefinition) -> str:
+    """Whether the meter can use the event's value."""
+    if meter.value_property is None:
+        return "true"
+    if meter.aggregation == "UNIQUE_COUNT":
+        return read.is_value(meter.value_property)
+    return read.is_number(meter.value_property)
