@@ -63,6 +63,14 @@ def test_the_meters_of_the_file_are_there(engine: Engine, file: Path) -> None:
     assert made["calls"].definition == MeterDefinition(event_type="call", aggregation="COUNT")
 
 
+def test_without_a_file_nothing_changes_and_a_missing_one_is_an_error(engine: Engine, file: Path) -> None:
+    before = set(_all(engine))
+    apply_meters_file(engine, None, now=NOW)
+    with pytest.raises(MetersFileError, match="create it, or unset the variable"):
+        apply_meters_file(engine, file, now=NOW)
+    assert set(_all(engine)) == before
+
+
 def test_starting_again_changes_nothing(engine: Engine, file: Path) -> None:
     first = applied(engine, file, TOKENS)["tokens"]
     again = applied(engine, file, TOKENS, LATER)["tokens"]
