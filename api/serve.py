@@ -42,12 +42,13 @@ def serve(settings: Settings) -> None:
         ports = stack.enter_context(bound(settings.host, settings.port, processes=settings.workers))
         engine = stack.enter_context(database(settings))
         settings = _prepared(engine, settings)
-        _announce(ports[0])
+        announce = partial(_announce, ports[0])
         if settings.workers == 1:
             stack.enter_context(_working(engine, settings))
+            announce()
             _answer(settings, ports[0])
         else:
-            _stopped_by(supervise(_children(ports), _inherited(settings), ports=ports))
+            _stopped_by(supervise(_children(ports), _inherited(settings), ports=ports, started=announce))
 
 
 def serve_api(settings: Settings, *, inherited: int | None = None, lifeline: int | None = None) -> None:

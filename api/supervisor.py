@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -58,12 +58,13 @@ class Child:
     def _start(self, now: float, environment: Mapping[str, str], lifeline: int) -> None:
         self._began = now
         self.process = subprocess.Popen(  # noqa: S603  our own words, and no shell
-            [sys.executable, "-P", "-m", "api", *self.arguments, "--lifeline", str(lifeline)],
+            [*_again(), *self.arguments, "--lifeline", str(lifeline)],
             env=environment,
             stdin=subprocess.DEVNULL,
             pass_fds=(*self.sockets, lifeline),
             start_new_session=True,  # Ctrl-C reaches the parent alone, which stops its children in order
         )
+        log.info("process_started", name=self.name, pid=self.process.pid)
 
     def _ended(self, now: float, reason: str) -> None:
         self.process = None
@@ -75,8 +76,18 @@ class Child:
         log.warning("process_ended", name=self.name, reason=reason, again_in_seconds=pause)
 
 
+def _again() -> list[str]:
+    """Our own program once more: from the present directory only if it was found there."""
+    by_name = getattr(sys.modules["__main__"], "__spec__", None) is not None
+    return [sys.executable, *(() if by_name else ("-P",)), "-m", "api"]
+
+
 def supervise(
-    children: Sequence[Child], environment: Mapping[str, str], *, ports: Sequence[socket.socket]
+    children: Sequence[Child],
+    environment: Mapping[str, str],
+    *,
+    ports: Sequence[socket.socket],
+    started: Callable[[], None],
 ) -> int:
     """Keep the children running until a signal asks to stop; return it once none of them lives.
 
@@ -86,10 +97,11 @@ def supervise(
     lifeline, end = os.pipe()
     with _noted(signal.SIGTERM, signal.SIGINT) as asked:
         try:
+            _keep(children, environment, lifeline)
+            started()
             while not asked:
-                for child in children:
-                    child.keep(environment, lifeline)
                 time.sleep(TICK)
+                _keep(children, environment, lifeline)
         finally:
             for port in ports:
                 port.close()
@@ -97,6 +109,11 @@ def supervise(
             os.close(lifeline)
             _wait(children, asked)
     return asked[0]
+
+
+def _keep(children: Sequence[Child], environment: Mapping[str, str], lifeline: int) -> None:
+    for child in children:
+        child.keep(environment, lifeline)
 
 
 @contextmanager

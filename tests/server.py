@@ -1,5 +1,6 @@
 """Real Tollgate processes for tests: a server on a port that the system gives, and commands that end."""
 
+import json
 import os
 import random
 import re
@@ -123,6 +124,8 @@ class Server:
 
     arguments: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
+    command: str = "serve"
+    port: int = 0
     lines: list[str] = field(default_factory=list)
     url: str = ""
     _process: "subprocess.Popen[str] | None" = None
@@ -149,7 +152,7 @@ class Server:
         self.url = ""
         ready = threading.Event()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "api", "serve", "--port", "0", *self.arguments],
+            [sys.executable, "-m", "api", self.command, "--port", str(self.port), *self.arguments],
             env=environment_of({"TOLLGATE_API_KEY": ADMIN_KEY, **self.environment}),
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -170,6 +173,12 @@ class Server:
                     self.url = found[1]
                     ready.set()
         ready.set()
+
+    @property
+    def children(self) -> dict[str, int]:
+        """With several workers: the process ids of those that were started last, by name."""
+        started = (json.loads(line) for line in self.lines if '"process_started"' in line)
+        return {line["name"]: line["pid"] for line in started}
 
     def kill(self) -> None:
         """As a crash would: SIGKILL, and no goodbye."""

@@ -31,6 +31,7 @@ class Traffic:
 
     server: Server
     chance: random.Random
+    kind: str = "crash"
     sizes: dict[int, int] = field(default_factory=dict)
     acknowledged: set[int] = field(default_factory=set)
     stopping: threading.Event = field(default_factory=threading.Event)
@@ -45,9 +46,9 @@ class Traffic:
     def events(self, batch: int) -> list[dict[str, Any]]:
         return [
             {
-                "id": f"{batch}-{i}",
+                "id": f"{self.kind}-{batch}-{i}",
                 "source": "crash",
-                "type": "crash",
+                "type": self.kind,
                 "subject": f"s{i % 3}",
                 "data": {"batch": batch, "n": batch + i},
             }
@@ -78,6 +79,14 @@ class Traffic:
                 while (status := self.send(client, batch)) != 204:
                     assert status == 503
 
+    def flow_through_crashes(self) -> None:
+        """As flow_whatever_happens, over broken connections too."""
+        with self.server.client() as client:
+            while not self.stopping.is_set():
+                batch = self.new_batch()
+                while (status := self.send(client, batch)) != 204:
+                    assert status in (0, 503)
+
     def go_on_for_a_while(self) -> None:
         """Until a random number of further batches were acknowledged."""
         enough = len(self.acknowledged) + self.chance.randint(1, BATCHES)
@@ -89,7 +98,7 @@ class Traffic:
 
     def check(self, client: httpx.Client) -> None:
         """What is stored: every acknowledged batch once, every other one once or not at all."""
-        found = counted(client, "crash_count", "batch")
+        found = counted(client, f"{self.kind}_count", "batch")
         for batch, size in self.sizes.items():
             assert found.pop(str(batch), 0) in ({size} if batch in self.acknowledged else {0, size}), batch
         assert found == {}
@@ -97,9 +106,9 @@ class Traffic:
     def check_that_all_is_there_once(self, client: httpx.Client) -> None:
         assert not self.missing
         self.check(client)
-        assert counted(client, "crash_count") == {"": sum(self.sizes.values())}
+        assert counted(client, f"{self.kind}_count") == {"": sum(self.sizes.values())}
         total = sum(event["data"]["n"] for batch in self.sizes for event in self.events(batch))
-        assert counted(client, "crash_sum") == {"": total}
+        assert counted(client, f"{self.kind}_sum") == {"": total}
 
 
 def counted(client: httpx.Client, meter: str, dimension: str | None = None) -> dict[str, int]:
@@ -109,10 +118,10 @@ def counted(client: httpx.Client, meter: str, dimension: str | None = None) -> d
     return {row["groupBy"].get(dimension, ""): row["value"] for row in answer.json()["data"]}
 
 
-def make_meters(client: httpx.Client) -> None:
-    common = {"eventType": "crash", "groupBy": {"batch": "$.batch"}}
-    count = {"slug": "crash_count", "aggregation": "COUNT"}
-    total = {"slug": "crash_sum", "aggregation": "SUM", "valueProperty": "$.n"}
+def make_meters(client: httpx.Client, kind: str = "crash") -> None:
+    common = {"eventType": kind, "groupBy": {"batch": "$.batch"}}
+    count = {"slug": f"{kind}_count", "aggregation": "COUNT"}
+    total = {"slug": f"{kind}_sum", "aggregation": "SUM", "valueProperty": "$.n"}
     for meter in (count, total):
         assert client.post("/api/v1/meters", json={**common, **meter}).status_code == 201
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,9 @@ def test_a_database_that_can_not_be_used_is_said_in_one_line_without_its_passwor
         ("PORT", "many", "TOLLGATE_PORT must be a number below 65536, not 'many'"),
         ("PORT", "65536", "TOLLGATE_PORT must be a number below 65536, not '65536'"),
         ("PORT", "-1", "TOLLGATE_PORT must be a number"),
+        ("WORKERS", "0", "TOLLGATE_WORKERS must be a number from 1 to"),
+        ("WORKERS", "two", "TOLLGATE_WORKERS must be a number from 1 to"),
+        ("CONNECTIONS", "100000", "TOLLGATE_CONNECTIONS must be a number from 1 to"),
         (
             "KONG_SUBJECT",
             "consumer,shoe size",
@@ -155,6 +159,27 @@ def test_a_setting_that_makes_no_sense_is_named_without_its_secrets(
 def test_any_spelling_of_a_postgresql_url_gets_the_driver_that_is_installed(scheme: str) -> None:
     url = from_environment({"TOLLGATE_DATABASE_URL": f"{scheme}://u:p%40@h:1/d?sslmode=require"}).database_url
     assert url == "postgresql+psycopg://u:p%40@h:1/d?sslmode=require"
+
+
+def test_settings_survive_the_way_through_the_environment_to_a_child() -> None:
+    """Each of them, so that a new one is not forgotten."""
+    settings = Settings(
+        data_dir=Path("/a b"),
+        database_url="postgresql+psycopg://u:p%40@/d?host=/tmp/x&port=5432",
+        host="::1",
+        port=0,
+        api_key="tg_1",
+        auth=False,
+        kong_subject=("username", "consumer"),
+        meters_file=Path("/meters.yaml"),
+        workers=3,
+        connections=7,
+        retire_after=timedelta(days=400),
+    )
+    default = Settings()
+    assert [name for name in settings.__slots__ if getattr(settings, name) == getattr(default, name)] == []
+    assert from_environment(settings.as_environment()) == settings
+    assert from_environment(default.as_environment()) == default
 
 
 def test_settings_that_are_empty_are_as_good_as_unset() -> None:
