@@ -229,7 +229,14 @@ def _add(
         ), series AS MATERIALIZED (SELECT id, digest FROM known UNION ALL SELECT id, digest FROM new)
         {"".join(_writes(statement, cube, tables))}
         SELECT count(*) FROM new"""
+    connection.execute(_PLAIN_PLANS)
     return int(connection.execute(sql, statement.parameters).fetchall()[0][0])
+
+
+_PLAIN_PLANS = """SELECT set_config('enable_nestloop', 'off', true), set_config('enable_sort', 'off', true),
+    set_config('work_mem', '64MB', true)"""
+"""The planner expects a handful of rows of a batch it has no statistics of, and would then join thousands of
+series by trying every pair. Until the end of the transaction."""
 
 
 def _read(statement: Statement, cube: _Cube, source: str, where: str) -> str:
