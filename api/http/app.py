@@ -34,15 +34,17 @@ from api.http import (
     subscriptions,
     usage,
 )
-from api.http.auth import KeyRing
+from api.http.auth import KeyRing, reader
 from api.http.body import WireResponse
 from api.http.ingest import MAX_BODY, OPENAPI_PATHS, Ingest, body_too_large
 from api.http.problems import PROBLEM_RESPONSES, handle_errors, of_error, problem
+from api.metrics import CONTENT_TYPE, Metrics
 from api.settings import Settings
 from metering.errors import TollgateError
 
 __all__ = ["create_app"]
 
+_WITH_KEY = ("/api/v1/", "/metrics")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 
@@ -108,6 +110,12 @@ def _add_health(app: FastAPI, engine: Engine) -> None:
             connection.execute(text("SELECT 1"))
         return PlainTextResponse("ok")
 
+    metrics = Metrics(engine, clock.now)
+
+    @app.get("/metrics", include_in_schema=False, dependencies=[reader])
+    def numbers() -> Response:
+        return Response(metrics.text(), media_type=CONTENT_TYPE)
+
 
 def _add_ingest(app: FastAPI) -> None:
     """What _Front answers itself, so that another method there is a 405 and not a 404."""
@@ -154,7 +162,7 @@ class _Front:
             await problem(400, detail, request_id=request_id)(scope, receive, send)
             return
         try:
-            if scope["path"].startswith("/api/v1/"):  # before a byte of the body is read
+            if scope["path"].startswith(_WITH_KEY):  # before a byte of the body is read
                 scope["state"]["role"] = await self.keys.authenticate(_authorization(scope))
             if self.ingest.takes(scope):
                 await (await self.ingest(scope, receive))(scope, receive, send)
