@@ -1,10 +1,10 @@
 """Corrections: /api/v1/corrections. Take events out of all usage, or replace them, and back again."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field, StringConstraints
 from sqlalchemy import select
 
 from api.http.auth import admin, reader, token_of
@@ -55,7 +55,13 @@ class CorrectionCreate(Body):
     close: bool = False
 
 
+def _or_absent(items: Any) -> Any:
+    return items or None
+
+
 class StoredSelectionBody(SelectionBody):
+    events: Annotated[list[EventIdentityBody] | None, BeforeValidator(_or_absent)] = None
+    subjects: Annotated[list[str] | None, BeforeValidator(_or_absent)] = None
     from_: datetime | None = Field(None, alias="from")
     to: datetime | None = None
 
