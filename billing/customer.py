@@ -24,6 +24,7 @@ __all__ = [
     "customers_by_id",
     "get_customer",
     "list_customers",
+    "owners_of",
 ]
 
 
@@ -113,6 +114,12 @@ def get_customer(session: Session, name: str, *, by_subject: bool = False, lock:
 def customers_by_id(session: Session, ids: Iterable[str]) -> dict[str, Customer]:
     query = select(Customer).options(selectinload(Customer.subjects)).where(Customer.id.in_(set(ids)))
     return {customer.id: customer for customer in session.scalars(query)}
+
+
+def owners_of(session: Session, subjects: Iterable[str]) -> dict[str, str]:
+    """The id of the customer who pays for each subject, for those that have one."""
+    query = select(SubjectOwner).where(SubjectOwner.subject_key.in_(set(subjects)))
+    return {owned.subject_key: owned.customer_id for owned in session.scalars(query)}
 
 
 def list_customers(

@@ -42,7 +42,7 @@ _BY_BLOCKS = """
     SET LOCAL max_parallel_workers_per_gather = 0"""
 """To read the table from its beginning, or the times of each subject, looks cheap to PostgreSQL when only a
 few rows are asked for. It must take the block ranges: an index is searched a thousand times for a thousand
-subjects, and each search costs operations. Parallel workers would take longer to start than the whole takes."""
+subjects, and each search costs operations. Parallel workers take longer to start than it all takes."""
 _AS_BEFORE = """
     RESET enable_seqscan; RESET enable_indexscan; RESET cpu_operator_cost;
     RESET max_parallel_workers_per_gather"""

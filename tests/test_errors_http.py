@@ -381,7 +381,7 @@ def test_an_unknown_route_is_404(client: httpx.Client, method: str, path: str) -
     [
         ("DELETE", "/api/v1/meters", {"GET", "POST"}),
         ("PATCH", "/api/v1/plans/draft", {"GET", "PUT"}),
-        ("PUT", "/api/v1/events", {"POST"}),
+        ("PUT", "/api/v1/events", {"GET", "POST"}),
         ("GET", "/api/v1/ingest/kong/edge", {"POST"}),
     ],
 )

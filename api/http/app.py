@@ -24,6 +24,7 @@ from api.http import (
     corrections,
     customers,
     dispositions,
+    events,
     features,
     invoices,
     meters,
@@ -44,7 +45,7 @@ from metering.errors import TollgateError
 
 __all__ = ["create_app"]
 
-_WITH_KEY = ("/api/v1/", "/metrics")
+_WITH_KEY = ("/api/v1/", "/api/v2/", "/metrics")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
 
 
@@ -79,6 +80,7 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
         subjects,
         corrections,
         dispositions,
+        events,
     ):
         app.include_router(area.router)
     _add_health(app, aside)
@@ -136,7 +138,8 @@ def _document(app: FastAPI) -> None:
             for path in schema["paths"].values():
                 for operation in path.values():
                     operation["responses"].pop("422", None)
-            schema["paths"] |= OPENAPI_PATHS
+            for path, item in OPENAPI_PATHS.items():
+                schema["paths"].setdefault(path, {}).update(item)
             app.openapi_schema = schema
         return app.openapi_schema
 
