@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo serve test lint types contracts unit format lock clean
+.PHONY: demo serve test bench lint types contracts unit format lock clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/tollgate demo $(ARGS)
@@ -13,6 +13,9 @@ serve: $(VENV)/.runtime
 	@$(BIN)/tollgate serve $(ARGS)
 
 test: lint types contracts unit
+
+bench: $(VENV)/.runtime
+	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -1,0 +1,161 @@
+"""How fast questions are answered: warm and cold, in the database and over HTTP."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlencode
+
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+from api import clock
+from benchmarks.ingest import seconds_until_caught_up
+from benchmarks.load import percentile
+from benchmarks.seed import seed
+from benchmarks.stage import Server, ask, connect, drop_page_cache, postgres
+from benchmarks.traffic import EVENT_TYPE, METER, SUBJECTS, subject
+from metering.meter import MeterDefinition, UsageQuery
+from metering.usage import query_usage
+
+DEFINITION = MeterDefinition(
+    event_type=EVENT_TYPE,
+    aggregation="SUM",
+    value_property="$.tokens",
+    group_by={name: f"$.{name}" for name in ("provider", "model", "type")},
+)
+Question = Callable[[random.Random, datetime], UsageQuery]
+
+
+def _one_subject(chance: random.Random, now: datetime) -> UsageQuery:
+    return UsageQuery(start=_month(now), end=now, subjects=(subject(chance.randrange(SUBJECTS)),))
+
+
+def _by_day(chance: random.Random, now: datetime) -> UsageQuery:
+    asked = (subject(chance.randrange(SUBJECTS)),)
+    return UsageQuery(
+        start=_month(now), end=now, subjects=asked, group_by=("model", "type"), window_size="DAY"
+    )
+
+
+def _all_subjects(_: random.Random, now: datetime) -> UsageQuery:
+    return UsageQuery(start=_month(now), end=now, group_by=("subject",))
+
+
+def _month(now: datetime) -> datetime:
+    """30 days, from a midnight to this very second: days, hours and what is not yet in any cube."""
+    return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=30)
+
+
+QUESTIONS: dict[str, Question] = {
+    "a subject's month": _one_subject,
+    "a subject's month by day, model and type": _by_day,
+    "all subjects' month": _all_subjects,
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Latencies in milliseconds; cold is the median of first questions after PostgreSQL started anew."""
+
+    question: str
+    stored: int
+    p50: float
+    p99: float
+    http_p50: float
+    cold: float
+    page_cache_dropped: bool
+
+
+def queries(directory: Path, *, total: int, first: int, last: int, repeat: int, restarts: int) -> list[Asked]:
+    """The questions over `total` events, of which `first` are there already; `last` is where it ends."""
+    with _caught_up(directory, total=total, first=first, last=last) as (url, server):
+        warm = {name: _warm(url, question, repeat) for name, question in QUESTIONS.items()}
+        http = {name: _over_http(server, question, repeat) for name, question in QUESTIONS.items()}
+    cold = {
+        name: [_cold(directory, question, i) for i in range(restarts)] for name, question in QUESTIONS.items()
+    }
+    return [
+        Asked(
+            question=name,
+            stored=total,
+            p50=percentile(warm[name], 50),
+            p99=percentile(warm[name], 99),
+            http_p50=percentile(http[name], 50),
+            cold=percentile(sorted(took for took, _ in cold[name]), 50),
+            page_cache_dropped=all(dropped for _, dropped in cold[name]),
+        )
+        for name in QUESTIONS
+    ]
+
+
+@contextmanager
+def _caught_up(directory: Path, *, total: int, first: int, last: int) -> Iterator[tuple[str, Server]]:
+    with postgres(directory) as url, Server(url) as server, connect(url) as connection:
+        server.add_meter()
+        seed(url, first=first, last=total, total=last)
+        connection.execute("VACUUM (ANALYZE) events")
+        if seconds_until_caught_up(connection, 600) is None:
+            print("  the cubes have not caught up; questions are answered from raw events")
+        yield url, server
+
+
+def _warm(url: str, question: Question, repeat: int) -> list[float]:
+    engine = create_engine(url, connect_args={"options": "-c timezone=UTC"})
+    chance = random.Random(1)
+    with Session(engine) as session:
+        times = sorted(_timed(session, question, chance) for _ in range(repeat))
+    engine.dispose()
+    return times
+
+
+def _timed(session: Session, question: Question, chance: random.Random) -> float:
+    asked = question(chance, clock.now())
+    began = time.perf_counter()
+    rows = query_usage(session, DEFINITION, asked)
+    took = time.perf_counter() - began
+    assert rows
+    return took * 1000
+
+
+def _over_http(server: Server, question: Question, repeat: int) -> list[float]:
+    chance, connection = random.Random(2), server.client()
+    times = []
+    for _ in range(repeat):
+        path = _path(question(chance, clock.now()))
+        began = time.perf_counter()
+        ask(connection, "GET", path)
+        times.append((time.perf_counter() - began) * 1000)
+    connection.close()
+    return sorted(times)
+
+
+def _path(asked: UsageQuery) -> str:
+    assert asked.start
+    assert asked.end
+    to = asked.end.replace(microsecond=0)
+    members = [("from", _wire(asked.start)), ("to", _wire(to))]
+    members += [("subject", one) for one in asked.subjects or ()] + [
+        ("groupBy", one) for one in asked.group_by
+    ]
+    members += [("windowSize", asked.window_size)] if asked.window_size else []
+    return f"/api/v1/meters/{METER['slug']}/query?{urlencode(members)}"
+
+
+def _wire(instant: datetime) -> str:
+    return instant.isoformat().replace("+00:00", "Z")
+
+
+def _cold(directory: Path, question: Question, number: int) -> tuple[float, bool]:
+    """The first question of a PostgreSQL just started, from a connection just opened."""
+    dropped = drop_page_cache()
+    with postgres(directory) as url:
+        engine = create_engine(url, connect_args={"options": "-c timezone=UTC"})
+        with Session(engine) as session:
+            session.connection()
+            took = _timed(session, question, random.Random(number))
+        engine.dispose()
+    return took, dropped
