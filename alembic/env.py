@@ -9,7 +9,7 @@ import api.keys
 import billing.subscriptions
 import catalog.plans
 import metering.corrections
-import metering.cubes
+import metering.cubes.tables
 import metering.events
 import metering.quarantine
 import metering.subjects
@@ -20,7 +20,7 @@ TABLES = (
     billing.subscriptions,
     catalog.plans,
     metering.corrections,
-    metering.cubes,
+    metering.cubes.tables,
     metering.events,
     metering.quarantine,
     metering.subjects,

@@ -26,8 +26,8 @@ from api.postgres import EmbeddedPostgres, running_url
 from api.settings import Settings
 from api.supervisor import Child, follow, supervise
 from api.worker import Worker
+from metering.cubes.folding import maintain
 from metering.errors import InvalidError
-from metering.folding import maintain
 
 __all__ = ["database", "serve", "serve_api", "work"]
 

@@ -28,11 +28,11 @@ from metering.correction import (
     check_staged,
     next_status,
 )
+from metering.cubes.refolding import refold_voided
 from metering.database import Base, Id, Instant, ValueType
 from metering.errors import Issue, NotFoundError
 from metering.event import Event
 from metering.events import VoidedEvent
-from metering.folding import refold_voided
 from metering.ids import event_key, new_id
 
 __all__ = [

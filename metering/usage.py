@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Row, text
 from sqlalchemy.orm import Session
 
+from metering.cubes.segments import Segments, segments
 from metering.errors import InvalidError, Issue
 from metering.expressions import (
     ALL_EVENTS,
@@ -34,7 +35,6 @@ from metering.meter import (
     span,
 )
 from metering.period import FIRST_INSTANT, LAST_INSTANT, Period, WindowSize, window_of, windows, zone_of
-from metering.segments import Segments, segments
 
 __all__ = ["query_usage", "usage_groups"]
 

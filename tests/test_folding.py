@@ -16,10 +16,12 @@ from psycopg import Connection
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from metering import folding
+from metering.cubes import narrowing
+from metering.cubes.checking import check_cubes
+from metering.cubes.folding import drop_cubes, maintain
+from metering.cubes.refolding import refold_voided
 from metering.event import Event
 from metering.events import append_events, keyed
-from metering.folding import drop_cubes, maintain, refold_voided
 from metering.ids import event_key
 from metering.meter import MeterDefinition, UsageQuery, fold
 from metering.usage import query_usage, usage_groups
@@ -140,7 +142,29 @@ def test_no_fold_build_close_correction_or_retirement_changes_an_answer(
             world.store()
         settle(world.connection)
         world.check(asked)
+        assert check_cubes(world.connection) == []
         savepoint.rollback()
+
+
+def test_a_cube_that_does_not_say_what_its_events_say_is_found(
+    connections: Callable[[], Connection[Any]],
+) -> None:
+    worker = connections()
+    declare(worker, [TOKENS, replace(meter("UNIQUE_COUNT", "$.v"), group_by=TOKENS.group_by)])
+    append(worker, used("1", "2026-03-01T10:00", 5), used("2", "2026-03-02T10:00", 7))
+    settle(worker, NOW)
+    assert check_cubes(worker) == []
+    worker.execute("UPDATE usage_hours SET sum = sum + 1 WHERE sum = 5")
+    worker.execute("DELETE FROM usage_days WHERE sum = 7")
+    worker.execute("DELETE FROM usage_day_values WHERE start = '2026-03-01'")
+    assert check_cubes(worker) == [
+        "2 rows of usage_hours differ from the events: call, $.v",
+        "1 rows of usage_days differ from the events: call, $.v",
+        "1 rows of usage_day_values differ from the events: call, $.v",
+    ]
+    drop_cubes(worker)
+    settle(worker, NOW)
+    assert check_cubes(worker) == []
 
 
 TOKENS = replace(meter("SUM", "$.v"), group_by={"model": "$.model"})
@@ -286,8 +310,8 @@ def test_a_fold_that_dies_leaves_nothing_half_done(
 def test_a_dimension_with_too_many_values_is_given_up_and_still_answered(
     engine: Engine, connections: Callable[[], Connection[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(folding, "MAX_SERIES", 20)
-    monkeypatch.setattr(folding, "MAX_VALUES", 10)
+    monkeypatch.setattr(narrowing, "MAX_SERIES", 20)
+    monkeypatch.setattr(narrowing, "MAX_VALUES", 10)
     worker = connections()
     wide = replace(TOKENS, group_by={"model": "$.model", "request": "$.request"})
     counted = replace(meter("UNIQUE_COUNT", "$.v"), group_by=wide.group_by)

@@ -14,9 +14,9 @@ from api import metrics
 from api.database import connector, open_database
 from api.keys import create_key
 from api.metrics import NUMBERS, Metrics, Number
+from metering.cubes.folding import maintain
 from metering.event import Event
 from metering.events import append_events, keyed
-from metering.folding import maintain
 from tests.server import Server, assert_problem, until
 from tests.test_serve import free_port
 

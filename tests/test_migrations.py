@@ -10,7 +10,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, inspect, text
 
-import metering.cubes  # noqa: F401  its tables
+import metering.cubes.tables  # noqa: F401  its tables
 from api.migrations import current_and_head, migrate
 from metering.database import Base
 from metering.errors import ConflictError
