@@ -676,6 +676,7 @@ def test_a_container_with_little_shared_memory_does_without() -> None:
     assert "dynamic_shared_memory_type" not in settings(memory=GB, free=GB, shared_memory=256 * MB, lz4=False)
     small = settings(memory=GB, free=GB, shared_memory=64 * MB, lz4=True)
     assert (small["dynamic_shared_memory_type"], small["wal_compression"]) == ("mmap", "lz4")
+    assert settings(memory=GB, free=GB, shared_memory=None, lz4=False)["wal_compression"] == "off"
 
 
 @pytest.mark.parametrize(
