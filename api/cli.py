@@ -1,4 +1,4 @@
-"""The command line: `tollgate serve | api | worker | migrate | keys | doctor | demo`."""
+"""The command line: `tollgate serve | api | worker | migrate | keys | cubes | doctor | demo`."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from sqlalchemy.orm import Session
 
-from api import clock, demo, doctor, keys
+from api import clock, cube_commands, demo, doctor, keys
 from api.logs import configure_logs
 from api.migrations import migrate as run_migrations
 from api.postgres import EmbeddedPostgresError
@@ -30,6 +30,8 @@ app = typer.Typer(
 )
 key_commands = typer.Typer(no_args_is_help=True, help="API keys: who may call the server, and do what.")
 app.add_typer(key_commands, name="keys")
+cubes = typer.Typer(no_args_is_help=True, help="Usage cubes: what makes questions about usage fast.")
+app.add_typer(cubes, name="cubes")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")]
 Port = Annotated[
@@ -159,3 +161,23 @@ def revoke_key(key_id: str, data_dir: DataDir = None) -> None:
     with _session(data_dir) as session:
         keys.revoke_key(session, key_id, now=clock.now())
     print(f"Revoked {key_id}.")
+
+
+@cubes.command(name="check")
+def check_cubes(data_dir: DataDir = None) -> None:
+    """Compare every cube with the events; a running server may go on."""
+    with database(_settings(data_dir), share=True) as engine:
+        run_migrations(engine)
+        wrong = cube_commands.check(engine)
+    print("\n".join(wrong) or "Every cube is what its events add up to.")
+    if wrong:
+        raise SystemExit(1)
+
+
+@cubes.command(name="rebuild")
+def rebuild_cubes(data_dir: DataDir = None) -> None:
+    """Build every cube from zero; a running server may go on, and answers exactly."""
+    with database(_settings(data_dir), share=True) as engine:
+        run_migrations(engine)
+        count = cube_commands.rebuild(engine, now=clock.now())
+    print(f"Built {count} cubes.")
