@@ -3,7 +3,7 @@
 import os
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -19,7 +19,7 @@ from api import clock
 from api.database import check_database, connections_for_each, connector, open_database
 from api.http.app import create_app
 from api.keys import any_key, create_key
-from api.listening import bound, is_loopback, url_of
+from api.listening import Port, bound, is_loopback, url_of
 from api.meters_file import apply_meters_file
 from api.migrations import migrate
 from api.postgres import EmbeddedPostgres, running_url
@@ -39,16 +39,16 @@ def serve(settings: Settings) -> None:
     _require_safe(settings)
     signal.signal(signal.SIGTERM, _stop)
     with ExitStack() as stack:
-        ports = stack.enter_context(bound(settings.host, settings.port, processes=settings.workers))
+        port = stack.enter_context(bound(settings.host, settings.port, processes=settings.workers))
         engine = stack.enter_context(database(settings))
         settings = _prepared(engine, settings)
-        announce = partial(_announce, ports[0])
+        announce = partial(_announce, port)
         if settings.workers == 1:
             stack.enter_context(_working(engine, settings))
             announce()
-            _answer(settings, ports[0])
+            _answer(settings, port.sockets[0])
         else:
-            _stopped_by(supervise(_children(ports), _inherited(settings), ports=ports, started=announce))
+            _stopped_by(supervise(_children(port), _inherited(settings), port=port, started=announce))
 
 
 def serve_api(settings: Settings, *, inherited: int | None = None, lifeline: int | None = None) -> None:
@@ -60,10 +60,10 @@ def serve_api(settings: Settings, *, inherited: int | None = None, lifeline: int
         return
     _require_database_url(settings, "api")
     _require_safe(settings)
-    with bound(settings.host, settings.port) as ports, database(settings) as engine:
+    with bound(settings.host, settings.port) as port, database(settings) as engine:
         settings = _prepared(engine, replace(settings, workers=1))
-        _announce(ports[0])
-        _answer(settings, ports[0])
+        _announce(port)
+        _answer(settings, port.sockets[0])
 
 
 def work(settings: Settings, *, lifeline: int | None = None) -> None:
@@ -100,8 +100,8 @@ def _migrated(engine: Engine) -> None:
         log.info("migrated")
 
 
-def _announce(listening: socket.socket) -> None:
-    url = url_of(listening)
+def _announce(port: Port) -> None:
+    url = url_of(port)
     print(f"Tollgate is running at {url} (docs: {url}/api/docs). Ctrl-C stops it.", flush=True)  # noqa: T201
 
 
@@ -137,10 +137,12 @@ def _working(engine: Engine, settings: Settings) -> Iterator[None]:
         worker.stop()
 
 
-def _children(ports: Sequence[socket.socket]) -> list[Child]:
-    """An API process for each port, and the worker."""
-    numbers = [port.fileno() for port in ports]
-    api = [Child(f"api {i}", ("api", "--inherit", str(n)), (n,)) for i, n in enumerate(numbers, start=1)]
+def _children(port: Port) -> list[Child]:
+    """An API process for each socket, and the worker."""
+    api = [
+        Child(f"api {i}", ("api",), listening, port.another)
+        for i, listening in enumerate(port.sockets, start=1)
+    ]
     return [*api, Child("worker", ("worker",))]
 
 

@@ -18,6 +18,8 @@ from types import FrameType
 
 import structlog
 
+from api.listening import Port
+
 __all__ = ["Child", "follow", "supervise"]
 
 TICK = 0.1
@@ -34,11 +36,16 @@ log = structlog.get_logger()
 
 @dataclass(slots=True)
 class Child:
-    """`arguments` are those of a tollgate command; `sockets` are file descriptors that it inherits."""
+    """`arguments` are those of a tollgate command.
+
+    It inherits `listening`, and its next life one that `another` makes. We keep neither: so nobody waits in
+    the queue of a dead process, and the kernel sends who comes next to the living.
+    """
 
     name: str
     arguments: Sequence[str]
-    sockets: Sequence[int] = ()
+    listening: socket.socket | None = None
+    another: Callable[[], socket.socket] | None = None
     process: "subprocess.Popen[bytes] | None" = None
     _began: float = 0.0
     _due: float = 0.0
@@ -57,13 +64,19 @@ class Child:
 
     def _start(self, now: float, environment: Mapping[str, str], lifeline: int) -> None:
         self._began = now
+        if self.listening is None and self.another is not None:
+            self.listening = self.another()
+        inherited = [] if self.listening is None else ["--inherit", str(self.listening.fileno())]
         self.process = subprocess.Popen(  # noqa: S603  our own words, and no shell
-            [*_again(), *self.arguments, "--lifeline", str(lifeline)],
+            [*_again(), *self.arguments, *inherited, "--lifeline", str(lifeline)],
             env=environment,
             stdin=subprocess.DEVNULL,
-            pass_fds=(*self.sockets, lifeline),
+            pass_fds=(lifeline, *map(int, inherited[1:])),
             start_new_session=True,  # Ctrl-C reaches the parent alone, which stops its children in order
         )
+        if self.listening is not None:
+            self.listening.close()
+            self.listening = None
         log.info("process_started", name=self.name, pid=self.process.pid)
 
     def _ended(self, now: float, reason: str) -> None:
@@ -86,13 +99,12 @@ def supervise(
     children: Sequence[Child],
     environment: Mapping[str, str],
     *,
-    ports: Sequence[socket.socket],
+    port: Port,
     started: Callable[[], None],
 ) -> int:
     """Keep the children running until a signal asks to stop; return it once none of them lives.
 
-    A second signal ends them at once. Our ends of the ports, which make whoever connects between two lives of
-    a child wait for the next one, are closed first: whoever connects then is sent away.
+    A second signal ends them at once. The port is given up first: whoever connects then is sent away.
     """
     lifeline, end = os.pipe()
     with _noted(signal.SIGTERM, signal.SIGINT) as asked:
@@ -103,8 +115,7 @@ def supervise(
                 time.sleep(TICK)
                 _keep(children, environment, lifeline)
         finally:
-            for port in ports:
-                port.close()
+            port.close()
             os.close(end)
             os.close(lifeline)
             _wait(children, asked)

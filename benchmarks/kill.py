@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from api.postgres import running_url
-from metering.cube_check import check_cubes
+from metering.cubes.checking import check_cubes
 from tests.server import Server, open_place
 
 CLIENTS = 6

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -250,12 +251,21 @@ def test_who_dies_at_once_waits_longer_each_time_before_the_next_life() -> None:
 
 
 def test_a_port_that_becomes_free_within_moments_is_taken() -> None:
-    with bound("127.0.0.1", 0) as [taken]:
-        port = taken.getsockname()[1]
+    with bound("127.0.0.1", 0) as taken:
+        port = taken.kept.getsockname()[1]
         threading.Timer(0.3, taken.close).start()
-        with bound("127.0.0.1", port, processes=2) as ports:
-            assert {listening.getsockname()[1] for listening in ports} == {port}
-            assert len(ports) == 2
+        with bound("127.0.0.1", port, processes=2) as both:
+            assert [listening.getsockname()[1] for listening in both.sockets] == [port, port]
+
+
+def test_while_a_process_is_away_who_connects_reaches_another() -> None:
+    with bound("127.0.0.1", 0, processes=2) as taken:
+        address = taken.kept.getsockname()
+        taken.sockets[0].close()
+        with taken.another():  # its successor is not ready yet
+            for _ in range(50):
+                with socket.create_connection(address, timeout=5):
+                    taken.sockets[1].accept()[0].close()
 
 
 def test_a_port_that_others_listen_on_together_is_in_use(family: Server) -> None:
