@@ -287,7 +287,7 @@ def test_a_page_takes_as_many_queries_for_a_hundred_events_as_for_one(engine: En
     for limit in (1, 100):
         with Session(engine) as session, counting(engine) as statements:
             answer = list_v2(session=session, now=NOW, limit=limit)
-        assert len(json.loads(answer.body)["items"]) == limit
+        assert len(json.loads(bytes(answer.body))["items"]) == limit
         sent_for[limit] = [one for one in statements if "SET" not in one]
     for statements in sent_for.values():
         assert [sum(table in one for one in statements) for table in ("subject_owners", "FROM meters")] == [

@@ -183,6 +183,148 @@ def test_usage_is_read_with_get_and_with_post(sdk: Sdk) -> None:
     assert (answer.from_property, answer.to, answer.window_size) == (MARCH, question.to, "HOUR")
 
 
+def test_every_parameter_of_a_query_reaches_the_meter(sdk: Sdk) -> None:
+    slug, meters = sdk.name("parameters"), sdk.client.meters
+    sdk.done(meters.create(token_meter(slug)))
+    apps = [sdk.name("asked-0"), sdk.name("asked-1")]
+    kinds = ("request", "response")
+    sent = [
+        event(i, slug, subject=apps[i % 2], tokens=i, model=f"m{i % 3}", type=kinds[i % 2]) for i in range(60)
+    ]
+    sdk.done(sdk.client.events.ingest_events(sent))
+    customer = a_customer(sdk, apps[1])
+    odd = [i for i in range(60) if i % 2]
+    hour = {"from_parameter": MARCH, "to": MARCH + timedelta(hours=1), "client_id": "the-sdk"}
+    late = {**hour, "from_parameter": MARCH + timedelta(minutes=30)}
+    assert usage(sdk, slug, **late, filter_customer_id=[customer], group_by=["type"]) == {
+        ("response",): sum(i for i in odd if i >= 30)
+    }
+    advanced = {"type": models.FilterString(eq="response"), "model": models.FilterString(in_property=["m0"])}
+    m0 = sum(i for i in odd if i % 3 == 0)
+    plain = {name: as_json(condition) for name, condition in advanced.items()}
+    assert usage(sdk, slug, **hour, advanced_meter_group_by_filters=plain) == {(): m0}
+    minutes = sdk.done(
+        meters.query_json(
+            slug, **hour, window_size="MINUTE", window_time_zone="Asia/Kolkata", subject=[apps[1]]
+        )
+    )
+    assert [row.value for row in minutes.data] == odd
+    question = models.MeterQueryRequest(
+        client_id="the-sdk",
+        filter_customer_id=[customer],
+        advanced_meter_group_by_filters=advanced,
+        group_by=["model", "subject"],
+    )
+    (row,) = sdk.done(meters.query(slug, question)).data
+    assert (row.value, row.subject, row.customer_id, row.group_by) == (m0, apps[1], customer, {"model": "m0"})
+
+
+def a_customer(sdk: Sdk, subject: str) -> str:
+    """The id of one who owns the subject."""
+    owned = models.CustomerUsageAttribution(subject_keys=[subject])
+    wanted = models.CustomerCreate(name="Kong Air", usage_attribution=owned)
+    return str(sdk.done(sdk.client.customers.create(wanted)).id)
+
+
+def test_usage_is_read_as_csv(sdk: Sdk) -> None:
+    slug, meters = sdk.name("csv"), sdk.client.meters
+    sdk.done(meters.create(token_meter(slug)))
+    sdk.done(sdk.client.events.ingest_event(event(0, slug, tokens=1.5, model="m0")))
+    day = {"from_parameter": MARCH, "to": MARCH + timedelta(days=1)}
+    said = sdk.done(meters.query_csv(slug, **day, window_size="DAY", group_by=["model"]))
+    header, row = said.splitlines()
+    assert header == "window_start,window_end,model,value"
+    assert row.startswith("2026-03-01T00:00:00Z,2026-03-02T00:00:00Z,m0,1.5")
+    assert sdk.done(meters.query_csv_post(slug)).splitlines()[0] == "window_start,window_end,value"
+
+
+def test_the_subjects_and_the_values_of_a_meter(sdk: Sdk) -> None:
+    slug, meters = sdk.name("values"), sdk.client.meters
+    sdk.done(meters.create(token_meter(slug)))
+    sent = [event(i, slug, subject=f"s{i}", tokens=i, model=f"m{i % 2}") for i in range(4)]
+    sdk.done(sdk.client.events.ingest_events(sent))
+    period = {"from_parameter": MARCH + timedelta(minutes=1), "to": MARCH + timedelta(minutes=3)}
+    assert sdk.done(meters.list_subjects(slug)) == ["s0", "s1", "s2", "s3"]
+    assert sdk.done(meters.list_subjects(slug, **period)) == ["s1", "s2"]
+    assert sdk.done(meters.list_group_by_values(slug, "model", **period)) == ["m0", "m1"]
+    with pytest.raises(HttpResponseError) as refused:
+        sdk.done(meters.list_group_by_values(slug, "color", **period))
+    assert refused.value.status_code == 400
+
+
+def test_events_are_listed_with_what_is_wrong_with_them(sdk: Sdk) -> None:
+    slug, events = sdk.name("listed"), sdk.client.events
+    sdk.done(sdk.client.meters.create(token_meter(slug)))
+    owned, unowned = sdk.name("owned"), sdk.name("unowned")
+    customer = a_customer(sdk, owned)
+    sdk.done(
+        events.ingest_events(
+            [
+                event(0, slug, subject=owned, tokens=1),
+                event(1, slug, subject=owned, tokens="NaN"),
+                event(2, slug, subject=unowned),
+            ]
+        )
+    )
+    march = {"from_parameter": MARCH, "to": MARCH + timedelta(days=1)}
+    found = sdk.done(events.list(**march, id=slug, limit=100))
+    assert [item.event.id for item in found] == [f"{slug}-{i}" for i in (2, 1, 0)]
+    assert [item.customer_id for item in found] == [None, customer, customer]
+    assert [item.validation_error for item in found] == [
+        f'invalid event: missing value property: "$.tokens"\nno customer found for event subject: {unowned}',
+        "invalid event: value cannot be NaN",
+        None,
+    ]
+    newest, *_, oldest = found
+    assert (newest.event.subject, newest.event.data) == (unowned, {})
+    assert (oldest.event.time, oldest.event.source, oldest.event.data) == (MARCH, "the-sdk", {"tokens": 1})
+    assert newest.ingested_at <= newest.stored_at
+    received = {"ingested_at_from": newest.ingested_at, "ingested_at_to": datetime(2990, 1, 1, tzinfo=UTC)}
+    narrow = {**march, **received, "client_id": "the-sdk"}
+    assert len(sdk.done(events.list(**narrow, subject=unowned))) == 1
+    assert len(sdk.done(events.list(**narrow, customer_id=[customer]))) == 2
+    assert len(sdk.done(events.list(**narrow, id=slug, limit=2))) == 2
+
+
+def test_events_are_paged_by_cursor_through_every_filter(sdk: Sdk) -> None:
+    slug, app = sdk.name("paged"), sdk.name("paged-app")
+    customer = a_customer(sdk, app)
+    sdk.done(sdk.client.events.ingest_events([event(i, slug, subject=app, tokens=i) for i in range(25)]))
+    wanted = models.ListRequestFilter(
+        id=models.FilterString(like=f"{slug}-%"),
+        source=models.FilterString(eq="the-sdk"),
+        subject=models.FilterString(ne="nobody"),
+        type=models.FilterString(in_property=[slug]),
+        customer_id=models.FilterIDExact(in_property=[customer]),
+        time=models.FilterTime(and_property=[models.FilterTime(gte=MARCH)]),
+        ingested_at=models.FilterTime(lt=datetime(2990, 1, 1, tzinfo=UTC)),
+    )
+    pages = sdk.client.events_v2.list(limit=10, client_id="the-sdk", filter=as_json(wanted))
+    assert [item.event.id for item in sdk.every(pages)] == [f"{slug}-{i}" for i in reversed(range(25))]
+    nobody = as_json(models.ListRequestFilter(subject=models.FilterString(eq="nobody")))
+    assert sdk.every(sdk.client.events_v2.list(filter=nobody)) == []
+
+
+def as_json(condition: Any) -> Any:
+    """In a URL: the SDK hands a filter to json.dumps, which takes plain dicts only."""
+    return condition.as_dict()
+
+
+def test_a_subject_is_upserted_listed_read_and_deleted(sdk: Sdk) -> None:
+    subjects, key = sdk.client.subjects, sdk.name("subject")
+    wanted = models.SubjectUpsert(key=key, display_name="An app", metadata={"team": "ai"})
+    (made,) = sdk.done(subjects.upsert([wanted]))
+    assert (made.key, made.display_name, made.metadata) == (key, "An app", {"team": "ai"})
+    (changed,) = sdk.done(subjects.upsert([models.SubjectUpsert(key=key, display_name="Our app")]))
+    assert (changed.id, changed.display_name, changed.metadata) == (made.id, "Our app", {"team": "ai"})
+    assert sdk.done(subjects.get(key)) == sdk.done(subjects.get(made.id)) == changed
+    assert key in [subject.key for subject in sdk.done(subjects.list())]
+    assert sdk.done(subjects.delete(key)) is None
+    assert key not in [subject.key for subject in sdk.done(subjects.list())]
+    with pytest.raises(ResourceNotFoundError):
+        sdk.done(subjects.get(key))
+
+
 def test_a_feature_is_created_listed_read_and_archived(sdk: Sdk) -> None:
     features, key = sdk.client.features, sdk.name("feature")
     wanted = models.FeatureCreateInputs(

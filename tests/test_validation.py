@@ -74,7 +74,8 @@ def test_numbers_and_text_that_is_one_are_good(aggregation: Aggregation, value: 
 
 
 def test_a_count_never_complains() -> None:
-    for data in (None, {}, {"tokens": None}, {"tokens": "x"}, {"tokens": []}):
+    anything: list[object] = [None, {}, {"tokens": None}, {"tokens": "x"}, {"tokens": []}]
+    for data in anything:
         assert messages(data, meter("COUNT")) == []
 
 
