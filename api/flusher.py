@@ -109,11 +109,11 @@ class Flusher:
             size=sum(sum(map(len, group.values())) for group in groups),
         )
         self._enqueue(submission)
+        patience = loop.call_later(ANSWER_SECONDS, _give_up, submission.answer)
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                return await submission.answer
-        except TimeoutError:
-            raise StoreUnavailableError("the database takes too long; send it again") from None
+            return await submission.answer
+        finally:
+            patience.cancel()
 
     def _enqueue(self, submission: _Submission) -> None:
         with self._changed:
@@ -213,6 +213,11 @@ def _is_outage(error: Exception) -> bool:
     if isinstance(error, psycopg.OperationalError):
         return not (error.sqlstate or "").startswith("54")
     return isinstance(error, psycopg.InterfaceError)
+
+
+def _give_up(answer: "asyncio.Future[Receipt]") -> None:
+    if not answer.done():
+        answer.set_exception(StoreUnavailableError("the database takes too long; send it again"))
 
 
 def _receipt(submission: _Submission, fresh: set[bytes]) -> Receipt:

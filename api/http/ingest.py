@@ -36,6 +36,8 @@ MAX_ENTRIES = 10_000
 
 _KONG = re.compile(r"/api/v1/ingest/kong/([A-Za-z0-9][A-Za-z0-9._-]{0,63})")
 
+_STORED = Response(status_code=204)
+
 log = structlog.get_logger()
 T = TypeVar("T")
 
@@ -51,7 +53,7 @@ class Ingest:
 
     async def __call__(self, scope: Scope, receive: Receive) -> Response:
         """The answer; raises TollgateError. The caller's role is known."""
-        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        headers = dict(scope["headers"])
         authorize(scope["state"]["role"], "ingest")
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -60,14 +62,14 @@ class Ingest:
             raise InvalidError("the body took too long to arrive") from None
         if kong := _KONG.fullmatch(scope["path"]):
             return await self._kong(kong[1], body)
-        return await self._events(headers.get(b"content-type", ""), body)
+        return await self._events(headers.get(b"content-type", b"").decode("latin-1"), body)
 
     async def _events(self, content_type: str, body: bytes) -> Response:
         content = CONTENT_TYPES.get(content_type.partition(";")[0].strip().lower())
         if content is None:
             _refuse_content_type(content_type)
         await self.flusher.store([await _aside_if_large(_events_of, body, content)])
-        return Response(status_code=204)
+        return _STORED
 
     async def _kong(self, gateway: str, body: bytes) -> Response:
         groups, bad = await _aside_if_large(_kong_entries_of, body, gateway, self.kong_subject)
@@ -123,9 +125,9 @@ def too_many_entries() -> PayloadTooLargeError:
     )
 
 
-async def _read(headers: dict[bytes, str], receive: Receive) -> bytes:
-    declared = headers.get(b"content-length", "0")
-    if declared.isdecimal() and int(declared) > MAX_BODY:
+async def _read(headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > MAX_BODY:
         raise body_too_large()
     chunks, size, more = [], 0, True
     while more:
