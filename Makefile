@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo serve test bench lint types contracts unit format lock clean
+.PHONY: demo serve test bench soak lint types contracts unit format lock clean
 
 demo: $(VENV)/.runtime
 	@$(BIN)/tollgate demo $(ARGS)
@@ -16,6 +16,10 @@ test: lint types contracts unit
 
 bench: $(VENV)/.runtime
 	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+# kill -9 of one process after the other under load: ARGS="rounds seed"
+soak: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.kill $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -136,29 +136,47 @@ class Family:
                 self.server.process.wait()
                 self.server.start()  # while its children are about to end
             case "postmaster":
-                os.kill(self._postmaster(), signal.SIGKILL)
+                pid = self._postmaster()
+                os.kill(pid, signal.SIGKILL)
+                wait_until(lambda: self._postmaster() not in (pid, 0))
             case "a backend":
-                os.kill(self._backend(), signal.SIGKILL)
+                self._kill_a_backend()
             case _:
                 pid = self.server.children[victim]
                 os.kill(pid, signal.SIGKILL)
                 wait_until(lambda: self.server.children[victim] != pid)
 
     def _postmaster(self) -> int:
-        return int((self.data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+        """0 between two lives."""
+        with suppress(FileNotFoundError, IndexError):
+            return int((self.data_dir / "postgres" / "postmaster.pid").read_text().split()[0])
+        return 0
 
-    def _backend(self) -> int:
-        """Any of ours that stores or folds, if there is one; autovacuum and the like as well."""
+    def _kill_a_backend(self) -> None:
+        """One of ours, or of PostgreSQL's own; all others end with it, ours too."""
         with self.connect() as connection:
             rows = connection.execute(
                 "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
             ).fetchall()
-        return int(self.chance.choice(rows)[0])
+            os.kill(self.chance.choice(rows)[0], signal.SIGKILL)
+            wait_until(lambda: not answers(connection))
 
     def connect(self) -> "psycopg.Connection[Any]":
-        url = running_url(self.data_dir)
-        assert url is not None
-        return psycopg.connect(url.replace("+psycopg", ""), autocommit=True, options="-c timezone=UTC")
+        """As soon as it can be."""
+        deadline = time.monotonic() + PATIENCE
+        while time.monotonic() < deadline:
+            with suppress(psycopg.OperationalError):
+                if url := running_url(self.data_dir):
+                    return psycopg.connect(url.replace("+psycopg", ""), autocommit=True)
+            time.sleep(0.05)
+        raise AssertionError("PostgreSQL did not come back")
+
+
+def answers(connection: "psycopg.Connection[Any]") -> bool:
+    with suppress(psycopg.OperationalError):
+        connection.execute("SELECT 1")
+        return True
+    return False
 
 
 def wait_until(condition: Any) -> None:
@@ -184,13 +202,20 @@ def kill_again_and_again(family: Family, load: Load, rounds: int) -> dict[str, l
     return away
 
 
+FOLDED = """
+    SELECT FROM usage_cubes WHERE event_type = 'kill'
+    AND NOT EXISTS (SELECT FROM pending_batches)
+    AND NOT EXISTS (SELECT FROM usage_cubes WHERE built_to IS NOT NULL)"""
+"""Nothing is left to do, and there is a cube that can be wrong."""
+
+
 def differences(family: Family, load: Load) -> Iterator[str]:
     """All that does not hold, once everything is folded."""
     yield from (f"a client failed: {failure!r}" for failure in load.failures)
     if other := set(load.answers) - {204, 503, 0}:
         yield f"statuses {other}"
     with family.connect() as connection:
-        wait_until(lambda: not connection.execute("SELECT FROM pending_batches LIMIT 1").fetchall())
+        wait_until(lambda: connection.execute(FOLDED).fetchall())
         rows = connection.execute("SELECT id::bigint FROM events WHERE type = 'kill'").fetchall()
         yield from check_cubes(connection)
     stored = [number for (number,) in rows]
