@@ -114,7 +114,7 @@ class PreviewBody(Body):
 
 
 def _who(request: Request, session: Transaction) -> str:
-    """Who asks, for the record: the name and id of the key; "admin" has the server's own."""
+    """Who asks, for the record: the name and id of the key; "admin" has the server's own, or needs none."""
     token = token_of(request.headers.get("authorization"))
     if token is None:
         return "anonymous"
