@@ -33,7 +33,7 @@ class Batches:
     memory: dict[str, tuple[float, float]]
 
 
-def batches(*, seconds: float, workers: int = 2, connections: int = 16) -> Batches:
+def batches(*, seconds: float, workers: int = 2, connections: int = 32) -> Batches:
     """100 events in a request."""
     with place() as directory, postgres(directory) as url, connect(url) as connection:
         with Server(url, arguments=("--workers", str(workers))) as server:
@@ -61,8 +61,8 @@ def batches(*, seconds: float, workers: int = 2, connections: int = 16) -> Batch
     )
 
 
-def warm_up(server: Server) -> None:
-    measure(Load(server.port, KEY, 100, 8, 2.0, seed=99))
+def warm_up(server: Server, *, seed: int = 99) -> None:
+    measure(Load(server.port, KEY, 100, 8, 2.0, seed))
 
 
 def counted(connection: Connection[Any]) -> tuple[int, int]:
@@ -116,7 +116,7 @@ def at_size(url: str, *, seconds: float) -> Size:
         connection.execute("CHECKPOINT")
         stored = connection.execute("SELECT count(*) FROM events").fetchall()[0][0]
         with Server(url, arguments=("--workers", "2")) as server:
-            warm_up(server)
-            result = measure(Load(server.port, KEY, 100, 16, seconds, seed=stored))
+            warm_up(server, seed=stored + 1)
+            result = measure(Load(server.port, KEY, 100, 32, seconds, seed=stored))
             seconds_until_caught_up(connection, 60)
     return Size(stored, result)

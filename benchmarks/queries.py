@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlencode
 
+from psycopg import Connection
 from sqlalchemy import create_engine
 from sqlalchemy.orm import Session
 
 from api import clock
-from benchmarks.ingest import seconds_until_caught_up
 from benchmarks.load import percentile
 from benchmarks.seed import seed
 from benchmarks.stage import Server, ask, connect, drop_page_cache, postgres
@@ -98,9 +99,25 @@ def _caught_up(directory: Path, *, total: int, first: int, last: int) -> Iterato
         server.add_meter()
         seed(url, first=first, last=total, total=last)
         connection.execute("VACUUM (ANALYZE) events")
-        if seconds_until_caught_up(connection, 600) is None:
-            print("  the cubes have not caught up; questions are answered from raw events")
+        if not _settled(connection, seconds=600):
+            print("  the cubes are not complete: questions are answered from hours or raw events")
         yield url, server
+
+
+_UNSETTLED = """
+    SELECT EXISTS (SELECT FROM pending_batches) OR NOT EXISTS (SELECT FROM usage_cubes) OR EXISTS (
+        SELECT FROM usage_cubes
+        WHERE built_to IS NOT NULL OR closed_to < date_trunc('day', now() - interval '2 hours'))"""
+
+
+def _settled(connection: Connection[Any], *, seconds: float) -> bool:
+    """Whether, within so many seconds, all events are in the cubes and all days that are over are closed."""
+    deadline = time.monotonic() + seconds
+    while connection.execute(_UNSETTLED).fetchall()[0][0]:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def _warm(url: str, question: Question, repeat: int) -> list[float]:

@@ -3,6 +3,8 @@
 import argparse
 import json
 import platform
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -113,6 +115,7 @@ def main() -> None:
     )
     parser.add_argument("only", nargs="*", help="all by default")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is stopped
     plan = QUICK if arguments.quick else FULL
     rows: list[Row] = []
     found: dict[str, Any] = {}
@@ -170,7 +173,9 @@ def _growth(plan: Plan, found: dict[str, Any]) -> Iterator[Row]:
     lines = {
         name: [(one.stored, one.p50) for one in asked if one.question == name] for name in queries.QUESTIONS
     }
-    (HERE / "queries.svg").write_text(plot("Query latency (p50, in the database)", "ms", lines))
+    (HERE / "queries.svg").write_text(
+        plot("Query latency (p50, in the database)", "ms", lines, logarithmic=True)
+    )
     yield from size_rows(sizes)
     yield from query_rows(asked)
 

@@ -22,7 +22,9 @@ class Nowhere:
 
 def main() -> None:
     settings = from_environment(os.environ)
-    app: Any = create_app(open_database(str(settings.database_url)), settings)
+    app: Any = create_app(
+        open_database(str(settings.database_url), connections=settings.connections), settings
+    )
     app.ingest = type(app.ingest)(Nowhere(), settings.kong_subject)
     listening = socket.create_server(("127.0.0.1", 0))
     print(f"running at http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
