@@ -12,7 +12,16 @@ from psycopg import Connection, OperationalError
 from sqlalchemy import Engine
 
 from api.database import connector
-from api.flusher import MAX_FLUSH, MAX_PENDING, Flusher, QueueFullError, Receipt, StoreUnavailableError
+from api.flusher import (
+    MAX_FLUSH,
+    MAX_FLUSH_BYTES,
+    MAX_PENDING,
+    MAX_PENDING_BYTES,
+    Flusher,
+    QueueFullError,
+    Receipt,
+    StoreUnavailableError,
+)
 from metering.event import Event
 from metering.events import Batch, append_events, keyed
 from metering.kong import QuarantinedEntry
@@ -167,6 +176,26 @@ def test_a_commit_takes_whole_requests_up_to_its_size(flusher: Flusher, connecti
     large = [calls(MAX_FLUSH, 2 * MAX_FLUSH + 1)]
     assert answers(flusher, *requests, [calls(-10, 0)], large) == [Receipt(1, 0)] * 5
     assert commits(connection) == 3
+
+
+def test_large_events_share_a_commit_only_up_to_its_bytes(
+    flusher: Flusher, connection: Connection[Any]
+) -> None:
+    text = b'{"a": "%b"}' % (b"x" * (MAX_FLUSH_BYTES // 2))
+    requests = [[[call(f"{i}", data=text)]] for i in range(2)]
+    assert answers(flusher, *requests, [[call("small")]]) == [Receipt(1, 0)] * 3
+    assert commits(connection) == 2
+
+
+def test_few_events_are_too_many_when_they_are_large(flusher: Flusher) -> None:
+    async def main() -> None:
+        waiting = asyncio.create_task(flusher.store([{b"key": bytes(MAX_PENDING_BYTES)}]))
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFullError):
+            await flusher.store(encoded([[call("late")]]))
+        waiting.cancel()
+
+    within_a_minute(main())
 
 
 def test_times_tell_when_an_event_was_received_and_when_it_was_stored(
