@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Literal
 
 import structlog
@@ -19,6 +19,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from billing.unbilled import UnbilledQuery, WindowTooLongError, count_unbilled
+from metering.period import Period
 
 __all__ = ["CONTENT_TYPE", "NUMBERS", "Metrics", "Number"]
 
@@ -34,16 +38,25 @@ Family = GaugeMetricFamily | CounterMetricFamily
 
 @dataclass(frozen=True, slots=True)
 class Number:
-    """`query` answers one number and may use :now; a counter's name ends in _total."""
+    """`query` answers one number and may use :now, or is a function; a counter's name ends in _total."""
 
     name: str
     help: str
-    query: str
+    query: str | Callable[[Connection, datetime], float]
     type: Literal["gauge", "counter"] = "gauge"
 
     def family(self, value: float) -> Family:
         family = GaugeMetricFamily if self.type == "gauge" else CounterMetricFamily
         return family(self.name, self.help, value=value)
+
+
+UNBILLED_WINDOW = timedelta(minutes=15)
+
+
+def _unbilled(connection: Connection, now: datetime) -> float:
+    query = UnbilledQuery(period=Period(start=now - UNBILLED_WINDOW, end=now))
+    with Session(connection) as session:
+        return sum(count_unbilled(session, query, seconds=STATEMENT_MS / 1000).values())
 
 
 NUMBERS = (
@@ -83,6 +96,11 @@ NUMBERS = (
         "tollgate_database_connections",
         "Connections to the database, of all its users.",
         "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()",
+    ),
+    Number(
+        "tollgate_unbilled_events",
+        "Events of the last 15 minutes that no invoice will show; GET /api/v1/events/unbilled says why.",
+        _unbilled,
     ),
 )
 UP = Number("tollgate_database_up", "Whether the database answers.", "SELECT 1")
@@ -139,9 +157,11 @@ def _asked(connection: Connection, number: Number, now: datetime) -> float:
     try:
         with connection.begin():
             connection.execute(text(f"SET LOCAL statement_timeout = {STATEMENT_MS}"))
+            if callable(number.query):
+                return number.query(connection, now)
             values = {"now": now} if ":now" in number.query else {}
             return float(connection.execute(text(number.query), values).scalar_one())
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, WindowTooLongError) as error:
         if connection.invalidated:
             raise
         log.warning("metric_missing", name=number.name, error=str(getattr(error, "orig", error)).strip())

@@ -122,3 +122,10 @@ def test_a_scrape_needs_a_key_that_may_read(server: Server, shared_engine: Engin
     for key in (None, "tg_wrong"):
         with server.client(key) as stranger:
             assert_problem(stranger.get("/metrics"), 401)
+
+
+def test_events_that_no_invoice_will_show_are_counted_while_they_are_new(engine: Engine) -> None:
+    with connector(engine)() as connection:
+        for minutes in (1, 14, 16):
+            store(connection, f"{minutes}", at=NOW - timedelta(minutes=minutes))
+    assert numbers(engine)["tollgate_unbilled_events"] == 2

@@ -32,7 +32,7 @@ from metering.event import Event
 from metering.events import VoidedEvent, append_events, keyed
 from metering.ids import event_key, new_id
 from metering.meter import MeterDefinition
-from metering.meters import Meter
+from metering.meters import Meter, create_meter
 from metering.period import Period
 from tests.builders import START, a_customer, a_metered_feature, a_plan, fee, per_unit, phase, sign_up, spent
 from tests.builders import at as instant
@@ -380,6 +380,15 @@ def test_groups_are_narrowed_by_reason_type_and_subject(session: Session) -> Non
         found = list_unbilled(session, query)
         assert [group.subject for group in found.groups] == expected
         assert found.count == len(expected)
+
+
+def test_a_value_that_one_meter_can_use_and_the_priced_one_can_not_is_invalid(session: Session) -> None:
+    a_metered_feature(session)
+    calls = MeterDefinition(event_type="llm", aggregation="COUNT")
+    create_meter(session, slug="calls", definition=calls, now=START)
+    sign_up(session, a_customer(session, "ada"), a_plan(session, phase(per_unit())))
+    store_spent(session, spent("ada", "none", "2026-03-01"))
+    assert summary(list_unbilled(session, UnbilledQuery(period=DAY)).groups) == [("invalid_value", "ada", 1)]
 
 
 def test_an_empty_period_has_nothing_unbilled(session: Session) -> None:
