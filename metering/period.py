@@ -12,7 +12,16 @@ from typing import Literal
 
 from metering.errors import InvalidError, Issue
 
-__all__ = ["FIRST_INSTANT", "LAST_INSTANT", "Period", "WindowSize", "window_of", "windows", "zone_of"]
+__all__ = [
+    "FIRST_INSTANT",
+    "LAST_INSTANT",
+    "Period",
+    "WindowSize",
+    "midnight_of",
+    "window_of",
+    "windows",
+    "zone_of",
+]
 
 FIRST_INSTANT, LAST_INSTANT = datetime(1970, 1, 1, tzinfo=UTC), datetime(9990, 1, 1, tzinfo=UTC)
 """No event is earlier than the one, nor as late as the other."""
@@ -55,6 +64,11 @@ def zone_of(name: str, field: str = "$.windowTimeZone") -> tzinfo:
             hint="Use a name such as UTC, Europe/Berlin or America/New_York.",
         )
         raise InvalidError(issue.message, issue) from None
+
+
+def midnight_of(instant: datetime) -> datetime:
+    """The last midnight (UTC) at or before it."""
+    return instant.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def windows(period: Period, size: WindowSize, zone: tzinfo) -> Iterator[Period]:

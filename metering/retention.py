@@ -5,7 +5,7 @@ from typing import Any
 
 from psycopg import Connection
 
-from metering.cubes.segments import day_before
+from metering.period import midnight_of
 
 __all__ = ["retire_events"]
 
@@ -15,7 +15,7 @@ STORED_LONG_AGO = timedelta(hours=1)
 
 def retire_events(connection: Connection[Any], now: datetime, age: timedelta) -> bool:
     """Move old events of closed days out of the hot table. Nothing that can be asked changes."""
-    before = day_before(now - age)
+    before = midnight_of(now - age)
     with connection.transaction():
         moved = connection.execute(
             """WITH old AS (

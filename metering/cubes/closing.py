@@ -10,8 +10,8 @@ from typing import Any
 from psycopg import Connection
 
 from metering.cubes.adding import COLUMNS, MERGED, VALUES, Cube, cubes
-from metering.cubes.segments import day_before
 from metering.expressions import day_of
+from metering.period import midnight_of
 
 __all__ = ["close_days"]
 
@@ -23,7 +23,7 @@ HOURS_KEPT = timedelta(days=100)
 
 def close_days(connection: Connection[Any], now: datetime) -> bool:
     """Add up the hours of days that are over, and drop hours that nobody asks for any more."""
-    today = day_before(now - CLOSING)
+    today = midnight_of(now - CLOSING)
     more = False
     for cube in cubes(connection, "built_to IS NULL"):
         if cube.closed_to < today:
@@ -38,7 +38,7 @@ def _close(connection: Connection[Any], cube: Cube, today: datetime) -> bool:
         f"SELECT min(start) FROM usage_hours WHERE start >= %(from)s AND start < %(to)s AND {of_cube}",
         {"cube": cube.id, "from": cube.closed_to, "to": today},
     ).fetchall()[0][0]
-    upto = min(today, day_before(oldest) + DAYS_A_STEP) if oldest else today
+    upto = min(today, midnight_of(oldest) + DAYS_A_STEP) if oldest else today
     span = {"cube": cube.id, "from": cube.closed_to, "to": upto}
     within = f"start >= %(from)s AND start < %(to)s AND {of_cube}"
     day = day_of("start")

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from metering.period import FIRST_INSTANT, Period
 
-__all__ = ["Segments", "day_before", "segments"]
+__all__ = ["Segments", "segments"]
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
@@ -23,11 +23,6 @@ class Segments:
     days: Sequence[Period] = ()
     hours: Sequence[Period] = ()
     raw: Sequence[Period] = ()
-
-
-def day_before(instant: datetime) -> datetime:
-    """The last midnight (UTC) at or before it."""
-    return _floor(instant, DAY)
 
 
 def segments(cuts: Sequence[datetime], *, hours_from: datetime, closed_to: datetime) -> Segments:
