@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 SECONDS = 20
-"""How long it may take."""
+"""How long it may take: 1 million events of 1,000 customers took 3 to 5 on two busy cores."""
 
 
 class WindowTooLongError(InvalidError):
