@@ -39,8 +39,8 @@ Step = Literal["stage", "close", "revert", "discard"]
 
 MAX_IDENTITIES = 10_000
 MAX_SUBJECTS = 100
-MAX_EVENTS = 1_000_000
-"""What one correction may take out, and bring in: it happens in one transaction."""
+MAX_EVENTS = 100_000
+"""What one correction may take out, and bring in: in one transaction, which must also be possible to revert."""
 
 
 class InvalidCorrectionError(InvalidError):
