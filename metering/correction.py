@@ -40,7 +40,7 @@ Step = Literal["stage", "close", "revert", "discard"]
 MAX_IDENTITIES = 10_000
 MAX_SUBJECTS = 100
 MAX_EVENTS = 100_000
-"""What one correction may take out, and bring in: in one transaction, which must also be possible to revert."""
+"""What one correction may take out, and bring in: one transaction does it, and must be able to revert it."""
 
 
 class InvalidCorrectionError(InvalidError):
