@@ -28,6 +28,7 @@ DEFINITION = MeterDefinition(
     value_property="$.tokens",
     group_by={name: f"$.{name}" for name in ("provider", "model", "type")},
 )
+MOST_SECONDS = 8.0
 Question = Callable[[random.Random, datetime], UsageQuery]
 
 
@@ -124,9 +125,17 @@ def _warm(url: str, question: Question, repeat: int) -> list[float]:
     engine = create_engine(url, connect_args={"options": "-c timezone=UTC"})
     chance = random.Random(1)
     with Session(engine) as session:
-        times = sorted(_timed(session, question, chance) for _ in range(repeat))
+        times = _repeated(lambda: _timed(session, question, chance), repeat)
     engine.dispose()
     return times
+
+
+def _repeated(ask_once: Callable[[], float], repeat: int) -> list[float]:
+    """The latencies in order; of slow questions as many as fit into some seconds."""
+    times: list[float] = []
+    while len(times) < repeat and sum(times) < MOST_SECONDS * 1000:
+        times.append(ask_once())
+    return sorted(times)
 
 
 def _timed(session: Session, question: Question, chance: random.Random) -> float:
@@ -140,14 +149,16 @@ def _timed(session: Session, question: Question, chance: random.Random) -> float
 
 def _over_http(server: Server, question: Question, repeat: int) -> list[float]:
     chance, connection = random.Random(2), server.client()
-    times = []
-    for _ in range(repeat):
+
+    def ask_once() -> float:
         path = _path(question(chance, clock.now()))
         began = time.perf_counter()
         ask(connection, "GET", path)
-        times.append((time.perf_counter() - began) * 1000)
+        return (time.perf_counter() - began) * 1000
+
+    times = _repeated(ask_once, repeat)
     connection.close()
-    return sorted(times)
+    return times
 
 
 def _path(asked: UsageQuery) -> str:

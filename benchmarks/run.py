@@ -121,6 +121,8 @@ def main() -> None:
     found: dict[str, Any] = {}
     parts: dict[str, Callable[[Plan, dict[str, Any]], Iterator[Row]]]
     parts = {"batches": _batches, "singles": _singles, "growth": _growth}
+    if unknown := set(arguments.only) - parts.keys():
+        parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(parts)}")
     for name in arguments.only or parts:
         print(f"{name} ...", flush=True)
         some = list(parts[name](plan, found))

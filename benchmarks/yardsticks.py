@@ -13,7 +13,7 @@ from metering.events import append_events, keyed
 _COPY = "COPY yardstick FROM STDIN (FORMAT BINARY)"
 
 
-def y1(connection: Connection[Any], *, rows: int, commits: int, repeat: int = 3) -> float:
+def y1(connection: Connection[Any], *, rows: int, commits: int, repeat: int = 5) -> float:
     """Rows a second of a COPY, encoded ahead, into a table whose only index is that of its 16-byte key.
 
     The rows have the columns of `events` and are sorted by key; `rows` of them are in each commit. The median
