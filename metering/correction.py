@@ -39,7 +39,7 @@ Step = Literal["stage", "close", "revert", "discard"]
 
 MAX_IDENTITIES = 10_000
 MAX_SUBJECTS = 100
-MAX_EVENTS = 100_000
+MAX_EVENTS = 1_000_000
 """What one correction may take out, and bring in: one transaction does it, and must be able to revert it."""
 
 

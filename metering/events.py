@@ -36,17 +36,17 @@ class _Columns:
     """`ingested_at` is when it was received, `stored_at` when it was committed with others, as `batch`."""
 
     key: Mapped[uuid.UUID] = mapped_column(UUID, primary_key=True)
-    id: Mapped[str]
-    source: Mapped[str]
-    type: Mapped[str]
-    subject: Mapped[str]
+    batch: Mapped[int] = mapped_column(BigInteger, server_default="0")
     time: Mapped[Instant]
-    data: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
-    specversion: Mapped[str]
-    dataschema: Mapped[str | None]
     ingested_at: Mapped[Instant]
     stored_at: Mapped[Instant]
-    batch: Mapped[int] = mapped_column(BigInteger, server_default="0")
+    type: Mapped[str]
+    subject: Mapped[str]
+    data: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    source: Mapped[str]
+    id: Mapped[str]
+    specversion: Mapped[str]
+    dataschema: Mapped[str | None]
 
 
 class StoredEvent(_Columns, Base):

@@ -371,7 +371,7 @@ def test_a_correction_has_bounds_and_beyond_them_nothing_happens(
         stage(session, replacement, llm("1"), llm("2"), llm("3"))
     assert tokens(session) == 3
     assert session.scalar(select(func.count()).select_from(VoidedEvent)) == 0
-    assert rules.MAX_EVENTS == 100_000
+    assert rules.MAX_EVENTS == 1_000_000
 
 
 # Looking

@@ -310,20 +310,25 @@ def test_a_question_that_the_meter_can_not_answer_is_refused(session: Session) -
         query_usage(session, meter("COUNT"), UsageQuery(group_by=("model",)))
 
 
+@pytest.mark.parametrize("statement", [1, 2, 3, 4])
 @pytest.mark.parametrize("late", ["2026-03-01T09:00", "2026-03-20T09:00"])
 def test_an_event_stored_while_the_question_is_answered_never_falls_into_a_foreign_window(
-    engine: Engine, late: str
+    engine: Engine, late: str, statement: int
 ) -> None:
     """Even without a snapshot, where a statement sees what the one before it did not."""
     with Session(engine) as session, engine.connect() as other:
         store(session, [call("1", "2026-03-10T10:00")])
         session.commit()
+        seen: list[int] = []
 
         def store_another(*_: object) -> None:
-            append_events(driver(other), keyed([(call("2", late), NOW)]), now=NOW)
-            driver(other).commit()
+            seen.append(1)
+            if len(seen) == statement:
+                append_events(driver(other), keyed([(call("2", late), NOW)]), now=NOW)
+                driver(other).commit()
 
         event.listen(session.connection(), "after_cursor_execute", store_another)
-        (row,) = query_usage(session, meter("COUNT"), UsageQuery(window_size="DAY"))
-    assert row.window.start.day == 10
-    assert row.value == 1
+        rows = query_usage(session, meter("COUNT"), UsageQuery(window_size="DAY"))
+    days = {(row.window.start.day, int(row.value)) for row in rows}
+    known_in_time = statement == 1
+    assert days == ({(10, 1), (datetime.fromisoformat(late).day, 1)} if known_in_time else {(10, 1)})

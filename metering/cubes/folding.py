@@ -13,7 +13,7 @@ from typing import Any
 import structlog
 from psycopg import Connection
 
-from metering.cubes.adding import Cube, add_events, cubes
+from metering.cubes.adding import Cube, add_events, cubes, expect_many
 from metering.cubes.closing import close_days
 from metering.cubes.narrowing import clear_away, narrow
 from metering.cubes.plan import CubeSpec, changes, wanted_cubes
@@ -114,6 +114,7 @@ def _fold_pending(connection: Connection[Any]) -> bool:
         batches = list(_first(waiting))
         if not batches:
             return False
+        expect_many(connection)
         for cube in cubes(connection):
             mine = [batch for batch in batches if cube.built_to is None or batch <= cube.built_to]
             if mine:
@@ -159,6 +160,7 @@ def _build(connection: Connection[Any]) -> bool:
             "SELECT (SELECT last_value FROM pending_batches_batch_seq), %s::bigint", [built_to]
         ).fetchall()[0]
         upto = _next_stretch(connection, after, newest)
+        expect_many(connection)
         statement = Statement("%({})s")
         where = f"""e.batch > {after} AND e.batch <= {upto}
             AND e.batch NOT IN (SELECT batch FROM pending_batches)"""
