@@ -17,6 +17,7 @@ __all__ = [
     "LAST_INSTANT",
     "Period",
     "WindowSize",
+    "hour_of",
     "midnight_of",
     "window_of",
     "windows",
@@ -69,6 +70,11 @@ def zone_of(name: str, field: str = "$.windowTimeZone") -> tzinfo:
 def midnight_of(instant: datetime) -> datetime:
     """The last midnight (UTC) at or before it."""
     return instant.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def hour_of(instant: datetime) -> datetime:
+    """The last full hour (UTC) at or before it."""
+    return instant.astimezone(UTC).replace(minute=0, second=0, microsecond=0)
 
 
 def windows(period: Period, size: WindowSize, zone: tzinfo) -> Iterator[Period]:

@@ -6,7 +6,7 @@ since the cube was folded, comes from the events themselves. An answer is what i
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Row, text
@@ -34,7 +34,16 @@ from metering.meter import (
     in_order,
     span,
 )
-from metering.period import FIRST_INSTANT, LAST_INSTANT, Period, WindowSize, window_of, windows, zone_of
+from metering.period import (
+    FIRST_INSTANT,
+    LAST_INSTANT,
+    Period,
+    WindowSize,
+    hour_of,
+    window_of,
+    windows,
+    zone_of,
+)
 
 __all__ = ["query_usage", "usage_groups"]
 
@@ -66,11 +75,15 @@ _VALUES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cube:
+    """`first` is the earliest event in the question's first hour, `last` the latest in its last."""
+
     id: int
     paths: list[str]
     version: int
     hours_from: datetime
     closed_to: datetime
+    first: datetime | None
+    last: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +110,15 @@ class _Question:
         starts = [at for at in (self.query.start, self.meter.event_from) if at is not None]
         start = max([FIRST_INSTANT, *starts])
         return Period(start=start, end=max(start, self.query.end or LAST_INSTANT))
+
+    @property
+    def bounds(self) -> tuple[datetime, datetime]:
+        """Beyond these there is no window."""
+        return (self.cut[0].start, self.cut[-1].end) if self.cut else (FIRST_INSTANT, LAST_INSTANT)
+
+    def clipped(self, part: Period) -> Period:
+        start = max(part.start, self.period.start)
+        return Period(start=start, end=max(start, min(part.end, self.period.end)))
 
     @property
     def spanning(self) -> bool:
@@ -169,10 +191,14 @@ def _known(session: Session, question: _Question) -> _Known:
         return _RAW
     statement = Statement()
     value = statement.bind(meter.value_property, "text")
+    begin = statement.bind(hour_of(question.period.start), "timestamptz")
+    end = statement.bind(hour_of(question.period.end), "timestamptz")
     sql = f"""
         SELECT (SELECT coalesce(array_agg(batch ORDER BY batch), '{{}}') FROM pending_batches) AS pending,
-               id, paths, version, hours_from, closed_to, distinct_values, latest_values
-        FROM usage_cubes WHERE built_to IS NULL AND value_property IS NOT DISTINCT FROM {value}
+               id, paths, version, hours_from, closed_to, distinct_values, latest_values,
+               (SELECT first FROM usage_cube_hours AS h WHERE h.cube_id = c.id AND h.start = {begin}) AS first,
+               (SELECT last FROM usage_cube_hours AS h WHERE h.cube_id = c.id AND h.start = {end}) AS last
+        FROM usage_cubes AS c WHERE built_to IS NULL AND value_property IS NOT DISTINCT FROM {value}
           AND event_type = {statement.bind(meter.event_type, "text")} ORDER BY cardinality(paths), id"""
     named = (*query.group_by, *query.filters, *query.conditions)
     needed = {meter.group_by[name] for name in named if name in meter.group_by}
@@ -185,6 +211,8 @@ def _known(session: Session, question: _Question) -> _Known:
                 version=row.version,
                 hours_from=row.hours_from,
                 closed_to=row.closed_to,
+                first=row.first,
+                last=row.last,
             )
             return _Known(cube, row.pending)
     return _RAW
@@ -242,9 +270,25 @@ def _parts(statement: Statement, question: _Question, known: _Known) -> Iterator
 
 
 def _segments(question: _Question, cube: _Cube) -> Segments:
-    period = question.period
-    inside = [window.start for window in question.cut if period.start < window.start < period.end]
-    return segments([period.start, *inside, period.end], hours_from=cube.hours_from, closed_to=cube.closed_to)
+    whole = _widened(question, cube)
+    inside = [window.start for window in question.cut if whole.start < window.start < whole.end]
+    found = segments([whole.start, *inside, whole.end], hours_from=cube.hours_from, closed_to=cube.closed_to)
+    return replace(found, raw=[part for part in map(question.clipped, found.raw) if part.start < part.end])
+
+
+def _widened(question: _Question, cube: _Cube) -> Period:
+    """The period to whole hours, on each side where the cube has no events in between.
+
+    So usage up to now needs no raw events: the cube holds none that is later.
+    """
+    period, (earliest, latest) = question.period, question.bounds
+    start, end = hour_of(period.start), hour_of(period.end)
+    end = end if end == period.end else end + timedelta(hours=1)
+    if start < earliest or (cube.first is not None and cube.first < period.start):
+        start = period.start
+    if end > latest or (cube.last is not None and cube.last >= period.end):
+        end = period.end
+    return Period(start=start, end=end)
 
 
 def _from_buckets(

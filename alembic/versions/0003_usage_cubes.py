@@ -103,6 +103,14 @@ def _cubes() -> None:
         sa.PrimaryKeyConstraint("id", name="usage_cubes_pkey"),
     )
     op.create_table(
+        "usage_cube_hours",
+        sa.Column("cube_id", sa.BigInteger(), nullable=False),
+        sa.Column("start", INSTANT, nullable=False),
+        sa.Column("first", INSTANT, nullable=False),
+        sa.Column("last", INSTANT, nullable=False),
+        sa.PrimaryKeyConstraint("cube_id", "start", name="usage_cube_hours_pkey"),
+    )
+    op.create_table(
         "usage_series",
         sa.Column("id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("cube_id", sa.BigInteger(), nullable=False),
@@ -145,6 +153,7 @@ def _cubes() -> None:
 def downgrade() -> None:
     for table in ("usage_day_values", "usage_hour_values", "usage_days", "usage_hours", "usage_series"):
         op.drop_table(table)
+    op.drop_table("usage_cube_hours")
     op.drop_table("usage_cubes")
     op.drop_table("voided_events")
     op.drop_table("pending_batches")

@@ -158,6 +158,11 @@ def _writes(statement: Statement, cube: Cube, tables: Sequence[str]) -> Iterator
     """Hours from `hours_from` on, days before `closed_to`."""
     hours_from = statement.bind(cube.hours_from, "timestamptz")
     closed_to = statement.bind(cube.closed_to, "timestamptz")
+    yield f""", hours_of_cube AS (
+        INSERT INTO usage_cube_hours AS h (cube_id, start, first, last)
+        SELECT {cube.id}, start, min(first), max(last) FROM named GROUP BY start
+        ON CONFLICT (cube_id, start) DO UPDATE
+            SET first = least(h.first, excluded.first), last = greatest(h.last, excluded.last))"""
     joined = "FROM named JOIN series USING (digest)"
     if "usage_hours" in tables:
         rows = f"SELECT id, start, {COLUMNS} {joined} WHERE start >= {hours_from}"

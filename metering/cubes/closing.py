@@ -52,6 +52,7 @@ def _close(connection: Connection[Any], cube: Cube, today: datetime) -> bool:
             SELECT DISTINCT series_id, {day}, digest FROM usage_hour_values WHERE {within}""",
         span,
     )
+    connection.execute("ANALYZE usage_days")
     hours_from = max(cube.hours_from, upto - HOURS_KEPT)
     for table in ("usage_hours", VALUES["usage_hours"]):
         connection.execute(

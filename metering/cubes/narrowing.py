@@ -72,6 +72,11 @@ def _give_up(connection: Connection[Any], cube: Cube, wide: Sequence[str]) -> No
             f"""INSERT INTO {values} (series_id, start, digest)
                 SELECT DISTINCT s.id, start, b.digest FROM {values} AS b {mapped}"""
         )
+    connection.execute(
+        """INSERT INTO usage_cube_hours (cube_id, start, first, last)
+           SELECT %s, start, first, last FROM usage_cube_hours WHERE cube_id = %s""",
+        [new, cube.id],
+    )
     connection.execute("DROP TABLE narrowed")
     connection.execute("DELETE FROM usage_cubes WHERE id = %s", [cube.id])
 
@@ -90,4 +95,5 @@ def clear_away(connection: Connection[Any]) -> bool:
         for table in (*VALUES, *VALUES.values()):
             connection.execute(f"DELETE FROM {table} WHERE series_id = ANY(%s)", [orphans])
         connection.execute("DELETE FROM usage_series WHERE id = ANY(%s)", [orphans])
+        connection.execute("DELETE FROM usage_cube_hours WHERE cube_id NOT IN (SELECT id FROM usage_cubes)")
     return True

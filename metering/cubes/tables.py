@@ -17,6 +17,7 @@ from metering.database import Base, Instant
 __all__ = [
     "PendingBatch",
     "UsageCube",
+    "UsageCubeHour",
     "UsageDay",
     "UsageDayValue",
     "UsageHour",
@@ -57,6 +58,18 @@ class UsageCube(Base):
     closed_to: Mapped[Instant]
     version: Mapped[int] = mapped_column(BigInteger)
     created_at: Mapped[Instant]
+
+
+class UsageCubeHour(Base):
+    """No event of the cube in that hour is before `first` or after `last`: a question that begins or ends in
+    the hour, but not among its events, needs none of them."""
+
+    __tablename__ = "usage_cube_hours"
+
+    cube_id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    start: Mapped[Instant] = mapped_column(primary_key=True)
+    first: Mapped[Instant]
+    last: Mapped[Instant]
 
 
 class UsageSeries(Base):
