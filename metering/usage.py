@@ -196,8 +196,8 @@ def _known(session: Session, question: _Question) -> _Known:
     sql = f"""
         SELECT (SELECT coalesce(array_agg(batch ORDER BY batch), '{{}}') FROM pending_batches) AS pending,
                id, paths, version, hours_from, closed_to, distinct_values, latest_values,
-               (SELECT first FROM usage_cube_hours AS h WHERE h.cube_id = c.id AND h.start = {begin}) AS first,
-               (SELECT last FROM usage_cube_hours AS h WHERE h.cube_id = c.id AND h.start = {end}) AS last
+               (SELECT first FROM usage_cube_hours WHERE cube_id = c.id AND start = {begin}) AS first,
+               (SELECT last FROM usage_cube_hours WHERE cube_id = c.id AND start = {end}) AS last
         FROM usage_cubes AS c WHERE built_to IS NULL AND value_property IS NOT DISTINCT FROM {value}
           AND event_type = {statement.bind(meter.event_type, "text")} ORDER BY cardinality(paths), id"""
     named = (*query.group_by, *query.filters, *query.conditions)

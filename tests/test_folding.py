@@ -224,6 +224,24 @@ def test_whole_days_are_answered_without_the_events(
         assert usage_groups(session, TOKENS, EVERYTHING, "subject") == ["ada"]
 
 
+def test_an_hour_that_is_cut_beside_its_events_is_answered_without_them(
+    engine: Engine, connections: Callable[[], Connection[Any]]
+) -> None:
+    """Usage up to now: nothing is later."""
+    worker = connections()
+    declare(worker, [TOKENS])
+    append(worker, used("1", "2026-03-01T10:10", 5), used("2", "2026-03-01T10:20", 7))
+    settle(worker, NOW)
+    morning = datetime(2026, 3, 1, 10, tzinfo=UTC)
+    beside = UsageQuery(start=morning + timedelta(minutes=10), end=morning + timedelta(minutes=21))
+    among = replace(beside, end=morning + timedelta(minutes=20))
+    assert (asked(engine, beside), asked(engine, among)) == (["12"], ["5"])
+    append(worker, used("3", "2026-03-01T10:05", 9), used("4", "2026-03-01T10:15", 1))
+    assert (asked(engine, beside), asked(engine, among)) == (["13"], ["6"])
+    worker.execute("TRUNCATE events")
+    assert (asked(engine, beside), asked(engine, among)) == (["12"], [])
+
+
 def test_a_batch_that_becomes_visible_after_later_ones_were_folded_is_folded_too(
     engine: Engine, connections: Callable[[], Connection[Any]]
 ) -> None:

@@ -171,9 +171,7 @@ def _build(connection: Connection[Any]) -> bool:
             [None if done else upto, cube.id],
         )
         if done:
-            connection.execute(
-                "ANALYZE usage_series, usage_hours"
-            )  # the first question needs a good plan too
+            connection.execute("ANALYZE usage_series, usage_hours")  # for the first question's plan
             log.info("cube_built", event_type=cube.event_type, value_property=cube.value_property)
         narrow(connection, cube)
     return True
