@@ -72,9 +72,9 @@ class Asked:
     page_cache_dropped: bool
 
 
-def queries(directory: Path, *, total: int, first: int, last: int, repeat: int, restarts: int) -> list[Asked]:
-    """The questions over `total` events, of which `first` are there already; `last` is where it ends."""
-    with _caught_up(directory, total=total, first=first, last=last) as (url, server):
+def queries(directory: Path, *, total: int, there: int, repeat: int, restarts: int) -> list[Asked]:
+    """The questions over `total` events, of which some are there already."""
+    with _caught_up(directory, add=total - there) as (url, server):
         warm = {name: _warm(url, question, repeat) for name, question in QUESTIONS.items()}
         http = {name: _over_http(server, question, repeat) for name, question in QUESTIONS.items()}
     cold = {
@@ -95,13 +95,13 @@ def queries(directory: Path, *, total: int, first: int, last: int, repeat: int, 
 
 
 @contextmanager
-def _caught_up(directory: Path, *, total: int, first: int, last: int) -> Iterator[tuple[str, Server]]:
+def _caught_up(directory: Path, *, add: int) -> Iterator[tuple[str, Server]]:
     with postgres(directory) as url, Server(url) as server, connect(url) as connection:
         server.add_meter()
-        seed(url, first=first, last=total, total=last)
-        connection.execute("VACUUM (ANALYZE) events")
+        seed(url, count=add)
         if not _settled(connection, seconds=600):
             print("  the cubes are not complete: questions are answered from hours or raw events")
+        connection.execute("VACUUM (ANALYZE)")  # or autovacuum would do so while the questions are asked
         yield url, server
 
 

@@ -159,8 +159,7 @@ def _growth(plan: Plan, found: dict[str, Any]) -> Iterator[Row]:
             asked += queries.queries(
                 directory,
                 total=total,
-                first=stored,
-                last=plan.sizes[-1],
+                there=stored,
                 repeat=plan.repeat,
                 restarts=plan.restarts,
             )

@@ -1,4 +1,4 @@
-"""Many events at once, made inside PostgreSQL: spread over 35 days, in the order of their time."""
+"""Many events at once, made inside PostgreSQL: each portion over 35 days, in the order of their time."""
 
 import threading
 from collections.abc import Sequence
@@ -32,20 +32,20 @@ _INSERT = """
     FROM made, begun ORDER BY key"""
 
 
-def seed(url: str, *, first: int, last: int, total: int) -> None:
-    """Add the events number `first` to `last` of `total`; two connections share the work."""
-    starts = range(first, last, BATCH)
-    threads = [threading.Thread(target=_seed, args=(url, starts[i::2], last, total)) for i in range(2)]
+def seed(url: str, *, count: int) -> None:
+    """Add so many events; two connections share the work."""
+    starts = range(0, count, BATCH)
+    threads = [threading.Thread(target=_seed, args=(url, starts[i::2], count)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
 
-def _seed(url: str, starts: Sequence[int], last: int, total: int) -> None:
+def _seed(url: str, starts: Sequence[int], count: int) -> None:
     with connect(url) as connection:
         for start in starts:
-            _insert(connection, start, min(start + BATCH, last), total)
+            _insert(connection, start, min(start + BATCH, count), count)
 
 
 def _insert(connection: Connection[Any], start: int, end: int, total: int) -> None:

@@ -17,7 +17,7 @@ __all__ = ["close_days"]
 
 CLOSING = timedelta(hours=1)
 """How long after its end a day is closed."""
-DAYS_A_STEP = timedelta(days=31)
+DAY = timedelta(days=1)
 HOURS_KEPT = timedelta(days=100)
 
 
@@ -33,12 +33,13 @@ def close_days(connection: Connection[Any], now: datetime) -> bool:
 
 
 def _close(connection: Connection[Any], cube: Cube, today: datetime) -> bool:
-    of_cube = "series_id IN (SELECT id FROM usage_series WHERE cube_id = %(cube)s)"
+    """A day at a time, from the first that has events: a long history is no long transaction."""
     oldest = connection.execute(
-        f"SELECT min(start) FROM usage_hours WHERE start >= %(from)s AND start < %(to)s AND {of_cube}",
-        {"cube": cube.id, "from": cube.closed_to, "to": today},
+        "SELECT min(start) FROM usage_cube_hours WHERE cube_id = %s AND start >= %s AND start < %s",
+        [cube.id, cube.closed_to, today],
     ).fetchall()[0][0]
-    upto = min(today, midnight_of(oldest) + DAYS_A_STEP) if oldest else today
+    upto = midnight_of(oldest) + DAY if oldest else today
+    of_cube = "series_id IN (SELECT id FROM usage_series WHERE cube_id = %(cube)s)"
     span = {"cube": cube.id, "from": cube.closed_to, "to": upto}
     within = f"start >= %(from)s AND start < %(to)s AND {of_cube}"
     day = day_of("start")
@@ -52,7 +53,8 @@ def _close(connection: Connection[Any], cube: Cube, today: datetime) -> bool:
             SELECT DISTINCT series_id, {day}, digest FROM usage_hour_values WHERE {within}""",
         span,
     )
-    connection.execute("ANALYZE usage_days")
+    if upto == today:
+        connection.execute("ANALYZE usage_days")
     hours_from = max(cube.hours_from, upto - HOURS_KEPT)
     for table in ("usage_hours", VALUES["usage_hours"]):
         connection.execute(

@@ -7,11 +7,13 @@ One process at a time does this work, by an advisory lock; whoever dies leaves n
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 from psycopg import Connection
+from psycopg.errors import LockNotAvailable
 
 from metering.cubes.adding import Cube, add_events, cubes, expect_many
 from metering.cubes.closing import close_days
@@ -120,10 +122,23 @@ def _fold_pending(connection: Connection[Any]) -> bool:
             if mine:
                 _fold_batches(connection, cube, mine)
         connection.execute("DELETE FROM pending_batches WHERE batch = ANY(%s)", [batches])
-    # Blocks that no range describes yet are read by every search for a batch.
-    connection.execute("SELECT brin_summarize_new_values('events_batch_idx'::regclass)")
-    connection.execute("SELECT brin_summarize_new_values('events_time_idx'::regclass)")
+    _describe_new_blocks(connection)
     return len(batches) < len(waiting) or len(waiting) == MAX_BATCHES
+
+
+_BLOCK_RANGES = ("events_batch_idx", "events_time_idx", "usage_hours_start_idx", "usage_days_start_idx")
+
+
+def _describe_new_blocks(connection: Connection[Any]) -> None:
+    """Every search reads the blocks that no range describes yet.
+
+    It needs a lock that VACUUM holds for as long as it runs, and who waits for that lock ends the VACUUM: so
+    it does not wait, and the next fold will do it.
+    """
+    with suppress(LockNotAvailable), connection.transaction():
+        connection.execute("SET LOCAL lock_timeout = '10ms'")
+        for index in _BLOCK_RANGES:
+            connection.execute("SELECT brin_summarize_new_values(%s::regclass)", [index])
 
 
 def _first(waiting: Sequence[tuple[int, int]]) -> Iterator[int]:
