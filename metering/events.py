@@ -8,9 +8,9 @@ import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any
+from typing import Any, LiteralString
 
-from psycopg import Connection, postgres, sql
+from psycopg import Connection, adapters, postgres
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from sqlalchemy import BigInteger, Index, text
@@ -81,9 +81,10 @@ class VoidedEvent(Base):
     restored_at: Mapped[Instant | None]
 
 
-_NAMES = sql.SQL(
-    "key, ingested_at, id, time, data, source, type, subject, specversion, dataschema, stored_at, batch"
-)
+_NAMES = "key, ingested_at, id, time, data, source, type, subject, specversion, dataschema, stored_at, batch"
+_COPY: Mapping[str, LiteralString] = {
+    table: f"COPY {table} ({_NAMES}) FROM STDIN (FORMAT BINARY)" for table in ("events", "staged_events")
+}
 Batch = Mapping[bytes, bytes]
 """Events by key (16 bytes), each as the beginning of its row: all that is known before it is committed."""
 
@@ -114,10 +115,10 @@ def append_events_in_a_race(connection: Connection[Any], batch: Batch, *, now: d
     number, fresh = _begin(connection, batch, now)
     connection.execute("CREATE TEMPORARY TABLE staged_events (LIKE events) ON COMMIT DROP")
     _copy(connection, "staged_events", batch, fresh, _end_of_row(now, number))
-    insert = sql.SQL(
-        "INSERT INTO events ({names}) SELECT {names} FROM staged_events ORDER BY key"
+    insert = (
+        f"INSERT INTO events ({_NAMES}) SELECT {_NAMES} FROM staged_events ORDER BY key"
         " ON CONFLICT (key) DO NOTHING RETURNING key"
-    ).format(names=_NAMES)
+    )
     return {key.bytes for (key,) in connection.execute(insert).fetchall()}
 
 
@@ -129,10 +130,8 @@ _BEGIN = """
 
 def _begin(connection: Connection[Any], batch: Batch, now: datetime) -> tuple[int, set[bytes]]:
     """The number of this batch, and which of its events are new."""
-    cursor = connection.cursor()
-    cursor.adapters.register_dumper(_Keys, _KeysDumper)
-    cursor.execute(_BEGIN, {"size": len(batch), "now": now, "keys": _Keys(sorted(batch))}, prepare=True)
-    number, known = cursor.fetchall()[0]
+    parameters = {"size": len(batch), "now": now, "keys": _Keys(sorted(batch))}
+    number, known = connection.execute(_BEGIN, parameters, prepare=True).fetchall()[0]
     return number, batch.keys() - {key.bytes for key in known}
 
 
@@ -154,6 +153,8 @@ class _KeysDumper(Dumper):
         kind = _INTEGER(bool(obj)) + _INTEGERS(0, postgres.types["uuid"].oid)
         return kind + dimension + b"".join([_SIZE_OF_KEY + key for key in obj])
 
+
+adapters.register_dumper(_Keys, _KeysDumper)
 
 _INTEGER = struct.Struct("!i").pack
 _INTEGERS = struct.Struct("!ii").pack
@@ -214,9 +215,10 @@ _sized_arrival = lru_cache(maxsize=16)(_sized_instant)  # one for all events of 
 
 
 def _copy(connection: Connection[Any], table: str, batch: Batch, keys: Iterable[bytes], end: bytes) -> None:
-    """In key order, so that neighbours on disk are written together and locks never cross."""
-    statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(sql.Identifier(table), _NAMES)
-    with connection.cursor() as cursor, cursor.copy(statement) as copy:
-        copy.write(_BEGINNING_OF_COPY)
-        copy.write(b"".join([batch[key] + end for key in sorted(keys)]))
-        copy.write(_END_OF_COPY)
+    """In key order, so that neighbours on disk are written together and locks never cross.
+
+    Written at once: each write may wait for the interpreter's lock.
+    """
+    rows = [batch[key] + end for key in sorted(keys)]
+    with connection.cursor() as cursor, cursor.copy(_COPY[table]) as copy:
+        copy.write(b"".join([_BEGINNING_OF_COPY, *rows, _END_OF_COPY]))
