@@ -4,7 +4,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from benchmarks.seed import seed
 from benchmarks.stage import Server, ask, connect, drop_page_cache, postgres
 from benchmarks.traffic import EVENT_TYPE, METER, SUBJECTS, subject
 from metering.meter import MeterDefinition, UsageQuery
+from metering.period import midnight_of
 from metering.usage import query_usage
 
 DEFINITION = MeterDefinition(
@@ -33,27 +34,31 @@ Question = Callable[[random.Random, datetime], UsageQuery]
 
 
 def _one_subject(chance: random.Random, now: datetime) -> UsageQuery:
-    return UsageQuery(start=_month(now), end=now, subjects=(subject(chance.randrange(SUBJECTS)),))
+    return replace(_month(now), subjects=(subject(chance.randrange(SUBJECTS)),))
+
+
+def _until_now(chance: random.Random, now: datetime) -> UsageQuery:
+    """To this very second: days, hours and what is not yet in any cube."""
+    return replace(_one_subject(chance, now), end=now)
 
 
 def _by_day(chance: random.Random, now: datetime) -> UsageQuery:
-    asked = (subject(chance.randrange(SUBJECTS)),)
-    return UsageQuery(
-        start=_month(now), end=now, subjects=asked, group_by=("model", "type"), window_size="DAY"
-    )
+    return replace(_one_subject(chance, now), group_by=("model", "type"), window_size="DAY")
 
 
 def _all_subjects(_: random.Random, now: datetime) -> UsageQuery:
-    return UsageQuery(start=_month(now), end=now, group_by=("subject",))
+    return replace(_month(now), group_by=("subject",))
 
 
-def _month(now: datetime) -> datetime:
-    """30 days, from a midnight to this very second: days, hours and what is not yet in any cube."""
-    return now.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=30)
+def _month(now: datetime) -> UsageQuery:
+    """The last 30 days that are over, which is what an invoice asks for."""
+    end = midnight_of(now - timedelta(hours=2))
+    return UsageQuery(start=end - timedelta(days=30), end=end)
 
 
 QUESTIONS: dict[str, Question] = {
     "a subject's month": _one_subject,
+    "a subject's 30 days until now": _until_now,
     "a subject's month by day, model and type": _by_day,
     "all subjects' month": _all_subjects,
 }
