@@ -1,6 +1,7 @@
 """Usage cubes change no answer: whatever is folded, built, closed, voided, restored or retired, and when."""
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -304,6 +305,42 @@ def test_several_workers_fold_each_event_once_while_others_store_more(
     assert asked(engine) == ["600"]
     workers[0].execute("TRUNCATE events")
     assert asked(engine) == ["600"]
+
+
+def test_answers_do_not_change_while_cubes_are_rebuilt_and_events_retired(
+    engine: Engine, connections: Callable[[], Connection[Any]]
+) -> None:
+    worker = connections()
+    counted = replace(meter("UNIQUE_COUNT", "$.v"), group_by=TOKENS.group_by)
+    declare(worker, [TOKENS, counted])
+    for day in range(1, 11):
+        append(
+            worker,
+            *(used(f"{day}-{i}", f"2026-03-{day:02}T{i:02}:30", i, model="ab"[i % 2]) for i in range(24)),
+        )
+    queries = [EVERYTHING, UsageQuery(window_size="DAY", zone="Asia/Kolkata", group_by=("model",))]
+
+    def answers() -> list[list[str]]:
+        return [asked(engine, query, one) for query in queries for one in (TOKENS, counted)]
+
+    expected = answers()
+    done = threading.Event()
+
+    def disturb() -> None:
+        for age in (30, 8, 6, 4):
+            drop_cubes(worker)
+            while maintain(worker, now=NOW + timedelta(hours=2), retire_after=timedelta(days=age)):
+                pass
+        done.set()
+
+    with ThreadPoolExecutor(1) as thread:
+        disturbing = thread.submit(disturb)
+        seen = [answers()]
+        while not done.is_set() and not disturbing.done():
+            seen.append(answers())
+        disturbing.result(timeout=60)
+    assert [one for one in seen if one != expected] == []
+    assert worker.execute("SELECT count(*) > 100 FROM retired_events").fetchall() == [(True,)]
 
 
 def test_a_fold_that_dies_leaves_nothing_half_done(
