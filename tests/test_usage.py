@@ -206,7 +206,7 @@ def theorem(examples: int) -> settings:
     return settings(max_examples=examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-@theorem(400)
+@theorem(250)
 @given(scenario=scenarios())
 def test_sql_usage_equals_the_python_fold(
     session: Session, scenario: tuple[Happening, list[Question]]
