@@ -8,13 +8,14 @@ with others.
 import json
 import re
 from collections.abc import Iterable
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Literal
 
 import msgspec
 
 from metering.errors import InvalidError, Issue
+from metering.period import FIRST_INSTANT, LAST_INSTANT
 
 __all__ = ["CONTENT_TYPES", "Content", "Event", "InvalidEventError", "decode_events"]
 
@@ -37,7 +38,6 @@ Type = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 Subject = Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
 """Type and subject are indexed together, and at 4 bytes a character just fit an index entry's 2,704."""
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
-EARLIEST, LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(9990, 1, 1, tzinfo=UTC)
 NULL = msgspec.Raw(b"null")
 
 
@@ -117,7 +117,7 @@ def _checked(wire: _Wire, path: str, now: datetime) -> Event:
     if wire.data_base64 is not NULL and bytes(wire.data_base64) != b"null":
         raise _unstorable("data must be a JSON object, not data_base64", f"{path}.data_base64")
     time = wire.time or now
-    if not EARLIEST <= time < LATEST:
+    if not FIRST_INSTANT <= time < LAST_INSTANT:
         raise _unstorable("time must lie between 1970 and 9990", f"{path}.time")
     return Event(
         id=wire.id,

@@ -21,11 +21,11 @@ from datetime import datetime, timedelta
 from sqlalchemy import RowMapping, text
 from sqlalchemy.orm import Session
 
-from metering.event import EARLIEST, LATEST
 from metering.expressions import Statement
 from metering.filter_string import FilterString, condition_sql
 from metering.filter_time import TICK, FilterTime, bounds_of, instant_sql
 from metering.ids import event_key
+from metering.period import FIRST_INSTANT, LAST_INSTANT
 
 __all__ = ["EventCursor", "EventQuery", "ListedEvent", "list_events"]
 
@@ -135,8 +135,8 @@ def list_events(
 
 def _window(query: EventQuery) -> _Window:
     start, end = bounds_of(query.time)
-    after = query.after.time + TICK if query.after else LATEST
-    return _Window(max(start or EARLIEST, EARLIEST), min(end or LATEST, after, LATEST))
+    after = query.after.time + TICK if query.after else LAST_INSTANT
+    return _Window(max(start or FIRST_INSTANT, FIRST_INSTANT), min(end or LAST_INSTANT, after, LAST_INSTANT))
 
 
 def _subjects(query: EventQuery) -> tuple[str, ...] | None:

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from metering.event import LATEST, Event
+from metering.event import Event
 from metering.event_list import EventCursor, EventQuery, ListedEvent, list_events
 from metering.filter_string import FilterString, matches
 from metering.filter_time import FilterTime, is_within
 from metering.ids import event_key, new_id
+from metering.period import LAST_INSTANT
 from tests.builders import at, store
 
 NOW = at("2026-03-15T12:00:00")
@@ -104,7 +105,7 @@ FILTERS: list[tuple[dict[str, Any], list[int]]] = [
     ({"time": FilterTime(gt=NOW - timedelta(hours=4), lte=NOW - timedelta(hours=2))}, [4, 3]),
     ({"time": FilterTime(gte=NOW, lt=NOW)}, []),
     ({"time": FilterTime(lt=at("1969-01-01"))}, []),
-    ({"time": FilterTime(gte=LATEST)}, []),
+    ({"time": FilterTime(gte=LAST_INSTANT)}, []),
     ({"time": FilterTime(gte=NOW - timedelta(hours=4)), "subjects": ("s1",)}, [4]),
     ({"ingested_at": FilterTime(lt=NOW - timedelta(hours=4))}, [1, 0]),
     ({"limit": 2}, [5, 4]),

@@ -23,6 +23,7 @@ from metering.expressions import (
 __all__ = [
     "COLUMNS",
     "MERGED",
+    "SERIES_DIGEST",
     "VALUES",
     "Cube",
     "add_events",
@@ -32,6 +33,8 @@ __all__ = [
     "read_events",
 ]
 
+SERIES_DIGEST = "sha256(convert_to(CAST(array_prepend(subject, dimensions) AS text), 'UTF8'))"
+"""What a series is known by: a hash of subject and dimensions, which may be too long for an index."""
 VALUES = {"usage_hours": "usage_hour_values", "usage_days": "usage_day_values"}
 """Where the distinct values of hours and days are."""
 
@@ -87,7 +90,7 @@ def add_events(
         grouped AS MATERIALIZED (
             SELECT subject, dimensions, start, {folded(cube)} FROM read GROUP BY subject, dimensions, start
         ), named AS MATERIALIZED (
-            SELECT *, sha256(convert_to(CAST(array_prepend(subject, dimensions) AS text), 'UTF8')) AS digest
+            SELECT *, {SERIES_DIGEST} AS digest
             FROM grouped
         ), known AS MATERIALIZED (
             SELECT id, digest FROM usage_series

@@ -6,7 +6,7 @@ from typing import Any
 import structlog
 from psycopg import Connection
 
-from metering.cubes.adding import COLUMNS, MERGED, VALUES, Cube
+from metering.cubes.adding import COLUMNS, MERGED, SERIES_DIGEST, VALUES, Cube
 
 __all__ = ["clear_away", "narrow"]
 
@@ -47,11 +47,24 @@ def _give_up(connection: Connection[Any], cube: Cube, wide: Sequence[str]) -> No
            FROM usage_cubes WHERE id = %s RETURNING id""",
         [kept, list(wide), cube.id],
     ).fetchall()[0]
+    _map_series(connection, cube, kept, new)
+    _add_up(connection, new)
+    connection.execute(
+        """INSERT INTO usage_cube_hours (cube_id, start, first, last)
+           SELECT %s, start, first, last FROM usage_cube_hours WHERE cube_id = %s""",
+        [new, cube.id],
+    )
+    connection.execute("DROP TABLE narrowed")
+    connection.execute("DELETE FROM usage_cubes WHERE id = %s", [cube.id])
+
+
+def _map_series(connection: Connection[Any], cube: Cube, kept: Sequence[str], new: int) -> None:
+    """Every old series with the digest of the new one that takes it in; and the new ones."""
     kept_values = ", ".join(f"dimensions[{cube.paths.index(path) + 1}]" for path in kept)
     connection.execute(
         f"""CREATE TEMPORARY TABLE narrowed ON COMMIT DROP AS
             SELECT id, subject, dimensions,
-                   sha256(convert_to(CAST(array_prepend(subject, dimensions) AS text), 'UTF8')) AS digest
+                   {SERIES_DIGEST} AS digest
             FROM (SELECT id, subject, CAST(ARRAY[{kept_values}] AS text[]) AS dimensions
                   FROM usage_series WHERE cube_id = %s) AS s""",
         [cube.id],
@@ -61,6 +74,9 @@ def _give_up(connection: Connection[Any], cube: Cube, wide: Sequence[str]) -> No
            SELECT DISTINCT ON (digest) %s, digest, subject, dimensions FROM narrowed ORDER BY digest""",
         [new],
     )
+
+
+def _add_up(connection: Connection[Any], new: int) -> None:
     mapped = f"""JOIN narrowed AS n ON n.id = b.series_id
         JOIN usage_series AS s ON s.digest = n.digest AND s.cube_id = {new}"""
     for table, values in VALUES.items():
@@ -72,13 +88,6 @@ def _give_up(connection: Connection[Any], cube: Cube, wide: Sequence[str]) -> No
             f"""INSERT INTO {values} (series_id, start, digest)
                 SELECT DISTINCT s.id, start, b.digest FROM {values} AS b {mapped}"""
         )
-    connection.execute(
-        """INSERT INTO usage_cube_hours (cube_id, start, first, last)
-           SELECT %s, start, first, last FROM usage_cube_hours WHERE cube_id = %s""",
-        [new, cube.id],
-    )
-    connection.execute("DROP TABLE narrowed")
-    connection.execute("DELETE FROM usage_cubes WHERE id = %s", [cube.id])
 
 
 def clear_away(connection: Connection[Any]) -> bool:
