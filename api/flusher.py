@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 import psycopg
@@ -18,7 +19,7 @@ from psycopg import Connection
 from psycopg.errors import UniqueViolation
 
 from metering.errors import UnavailableError
-from metering.events import Batch, append_events, append_events_in_a_race
+from metering.events import Batch, Row, append_events, insert_events
 from metering.kong import QuarantinedEntry
 from metering.quarantine import quarantine
 
@@ -26,6 +27,8 @@ __all__ = ["Flusher", "QueueFullError", "Receipt", "StoreUnavailableError"]
 
 MAX_FLUSH = 20_000
 """Events and bad entries in one commit, unless a single request brings more."""
+FEW = 100
+"""Up to so many events it is faster to store them in a single statement than to copy them."""
 MAX_PENDING = 200_000
 """Those that may wait; beyond that a request is turned away at once and nothing of it is stored."""
 MAX_FLUSH_BYTES = 16 * 1024 * 1024
@@ -106,7 +109,7 @@ class Flusher:
             loop.create_future(),
             loop,
             entries=sum(map(len, groups)) + len(quarantined),
-            size=sum(sum(map(len, group.values())) for group in groups),
+            size=sum(map(len, chain.from_iterable(row for group in groups for row in group.values()))),
         )
         self._enqueue(submission)
         patience = loop.call_later(ANSWER_SECONDS, _give_up, submission.answer)
@@ -168,7 +171,7 @@ class Flusher:
             return [(batch[0], error)]
 
     def _flush(self, batch: list[_Submission]) -> list[tuple[_Submission, Receipt | Exception]]:
-        merged: dict[bytes, bytes] = {}
+        merged: dict[bytes, Row] = {}
         for submission in reversed(batch):  # of two events with one key the first counts
             for group in reversed(submission.groups):
                 merged.update(group)
@@ -179,6 +182,8 @@ class Flusher:
     def _commit(self, events: Batch, bad: Sequence[tuple[str, QuarantinedEntry]]) -> set[bytes]:
         connection = self._connected()
         now = self.now()
+        if len(events) <= FEW and not bad:
+            return insert_events(connection, events, now=now)
         try:
             with connection.transaction():
                 quarantine(connection, bad, now=now)
@@ -186,7 +191,7 @@ class Flusher:
         except UniqueViolation:
             with connection.transaction():
                 quarantine(connection, bad, now=now)
-                return append_events_in_a_race(connection, events, now=now)
+                return insert_events(connection, events, now=now)
 
     def _connected(self) -> Connection[Any]:
         if self._connection is None:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, LiteralString
+from typing import Any
 
 from psycopg import Connection, adapters, postgres
 from psycopg.adapt import Dumper
@@ -27,7 +27,7 @@ __all__ = [
     "StoredEvent",
     "VoidedEvent",
     "append_events",
-    "append_events_in_a_race",
+    "insert_events",
     "keyed",
 ]
 
@@ -81,17 +81,15 @@ class VoidedEvent(Base):
     restored_at: Mapped[Instant | None]
 
 
-_NAMES = "key, ingested_at, id, time, data, source, type, subject, specversion, dataschema, stored_at, batch"
-_COPY: Mapping[str, LiteralString] = {
-    table: f"COPY {table} ({_NAMES}) FROM STDIN (FORMAT BINARY)" for table in ("events", "staged_events")
-}
-Batch = Mapping[bytes, bytes]
-"""Events by key (16 bytes), each as the beginning of its row: all that is known before it is committed."""
+Row = tuple[bytes, ...]
+"""What is known of an event before it is committed: the columns of _NAMES, as PostgreSQL sends them."""
+Batch = Mapping[bytes, Row]
+"""Events by key (16 bytes)."""
 
 
-def keyed(received: Iterable[tuple[Event, datetime]]) -> dict[bytes, bytes]:
+def keyed(received: Iterable[tuple[Event, datetime]]) -> dict[bytes, Row]:
     """A batch of events, each with the instant it was received; of two that are the same, the first."""
-    batch: dict[bytes, bytes] = {}
+    batch: dict[bytes, Row] = {}
     for event, at in received:
         key = key_bytes(event.source, event.id)
         if key not in batch:
@@ -100,61 +98,52 @@ def keyed(received: Iterable[tuple[Event, datetime]]) -> dict[bytes, bytes]:
 
 
 def append_events(connection: Connection[Any], batch: Batch, *, now: datetime) -> set[bytes]:
-    """Store what is new and return its keys; the caller commits.
+    """Store what is new and return its keys, the fastest way for many; the caller commits.
 
     Raises psycopg's UniqueViolation when another transaction stores one of them meanwhile: roll back and
-    call append_events_in_a_race.
+    call insert_events.
     """
-    number, fresh = _begin(connection, batch, now)
-    _copy(connection, "events", batch, fresh, _end_of_row(now, number))
-    return fresh
+    keys = sorted(batch)  # neighbours on disk are written together, and locks never cross
+    parameters = {"size": len(batch), "now": now, "keys": _Keys(batch[key][0] for key in keys)}
+    number, found = connection.execute(_BEGIN, parameters, prepare=True).fetchall()[0]
+    known = {key.bytes for key in found}
+    end = _sized_instant(now) + _SIZED_INTEGER(8, number)
+    _copy(connection, (batch[key] for key in keys if key not in known), end)
+    return batch.keys() - known
 
 
-def append_events_in_a_race(connection: Connection[Any], batch: Batch, *, now: datetime) -> set[bytes]:
-    """As append_events, but waits for whoever is storing the same events, instead of failing."""
-    number, fresh = _begin(connection, batch, now)
-    connection.execute("CREATE TEMPORARY TABLE staged_events (LIKE events) ON COMMIT DROP")
-    _copy(connection, "staged_events", batch, fresh, _end_of_row(now, number))
-    insert = (
-        f"INSERT INTO events ({_NAMES}) SELECT {_NAMES} FROM staged_events ORDER BY key"
-        " ON CONFLICT (key) DO NOTHING RETURNING key"
-    )
-    return {key.bytes for (key,) in connection.execute(insert).fetchall()}
+def insert_events(connection: Connection[Any], batch: Batch, *, now: datetime) -> set[bytes]:
+    """As append_events, in one statement, and waits for whoever is storing the same events meanwhile.
 
-
-_BEGIN = """
-    WITH begun AS (INSERT INTO pending_batches (events, stored_at) VALUES (%(size)s, %(now)s) RETURNING batch)
-    SELECT batch, ARRAY(SELECT key FROM events WHERE key = ANY(%(keys)s)
-                        UNION ALL SELECT key FROM retired_events WHERE key = ANY(%(keys)s)) FROM begun"""
-
-
-def _begin(connection: Connection[Any], batch: Batch, now: datetime) -> tuple[int, set[bytes]]:
-    """The number of this batch, and which of its events are new."""
-    parameters = {"size": len(batch), "now": now, "keys": _Keys(sorted(batch))}
-    number, known = connection.execute(_BEGIN, parameters, prepare=True).fetchall()[0]
-    return number, batch.keys() - {key.bytes for key in known}
+    It may be a transaction by itself, and is the faster way for a few.
+    """
+    columns = zip(*batch.values(), strict=True) if batch else [()] * len(_COLUMNS)
+    sent = [column(values) for column, values in zip(_COLUMNS.values(), columns, strict=True)]
+    found = connection.execute(_INSERT, [len(batch), now, *sent], prepare=True)
+    return {key.bytes for (key,) in found.fetchall()}
 
 
 # -- PostgreSQL's binary formats -----------------------------------------------------------------------------
 # Written by hand, for a generic writer takes longer over a row than everything else together.
 
 
-class _Keys(list[bytes]):
-    """Keys on their way to PostgreSQL as uuid[]."""
+def _column(kind: str) -> type[list[bytes]]:
+    """A list of values, each with its size before it, that goes to PostgreSQL as an array of this type."""
 
+    class Column(list[bytes]):
+        pass
 
-class _KeysDumper(Dumper):
-    format = Format.BINARY
-    oid = postgres.types["uuid"].array_oid
+    class ColumnDumper(Dumper):
+        format = Format.BINARY
+        oid = postgres.types[kind].array_oid
 
-    def dump(self, obj: "_Keys") -> bytes:
-        """One dimension (none when it is empty) that starts at 1, without nulls; then each with its size."""
-        dimension = _INTEGERS(len(obj), 1) if obj else b""
-        kind = _INTEGER(bool(obj)) + _INTEGERS(0, postgres.types["uuid"].oid)
-        return kind + dimension + b"".join([_SIZE_OF_KEY + key for key in obj])
+        def dump(self, obj: Column) -> bytes:
+            dimension = _INTEGERS(len(obj), 1) if obj else b""
+            return _INTEGERS(bool(obj), 1) + _INTEGER(postgres.types[kind].oid) + dimension + b"".join(obj)
 
+    adapters.register_dumper(Column, ColumnDumper)
+    return Column
 
-adapters.register_dumper(_Keys, _KeysDumper)
 
 _INTEGER = struct.Struct("!i").pack
 _INTEGERS = struct.Struct("!ii").pack
@@ -163,36 +152,43 @@ _NULL = _INTEGER(-1)
 _SIZE_OF_KEY = _INTEGER(16)
 _BEGINNING_OF_COPY = b"PGCOPY\n\xff\r\n\0" + _INTEGERS(0, 0)
 _END_OF_COPY = b"\xff\xff"
-_BEGINNING_OF_ROW = b"\0\x0c" + _SIZE_OF_KEY  # twelve columns, the first of them a key
+_BEGINNING_OF_ROW = b"\0\x0c"  # twelve columns
 _VERSION_OF_JSONB = b"\x01"
 
+_Keys = _column("uuid")
+_Instants = _column("timestamptz")
+_Texts = _column("text")
+_COLUMNS = {
+    "key": _Keys,
+    "ingested_at": _Instants,
+    "id": _Texts,
+    "time": _Instants,
+    "data": _column("jsonb"),
+    "source": _Texts,
+    "type": _Texts,
+    "subject": _Texts,
+    "specversion": _Texts,
+    "dataschema": _Texts,
+}
+_NAMES = ", ".join(_COLUMNS)
 
-def _row(key: bytes, event: Event, at: datetime) -> bytes:
-    """The columns of _NAMES up to `stored_at`."""
-    name = event.id.encode()
+
+def _row(key: bytes, event: Event, at: datetime) -> Row:
     data = event.data
-    return b"".join(
-        (
-            _BEGINNING_OF_ROW,
-            key,
-            _sized_arrival(at),
-            _INTEGER(len(name)),
-            name,
-            _sized_instant(event.time),
-            _NULL if data is None else _INTEGER(len(data) + 1) + _VERSION_OF_JSONB + data,
-            _texts(event.source, event.type, event.subject, event.specversion, event.dataschema),
-        )
+    return (
+        _SIZE_OF_KEY + key,
+        _sized_arrival(at),
+        _sized_text(event.id),
+        _sized_instant(event.time),
+        _NULL if data is None else _INTEGER(len(data) + 1) + _VERSION_OF_JSONB + data,
+        *_texts(event.source, event.type, event.subject, event.specversion, event.dataschema),
     )
 
 
-def _end_of_row(now: datetime, number: int) -> bytes:
-    return _sized_instant(now) + _SIZED_INTEGER(8, number)
-
-
 @lru_cache(maxsize=4096)
-def _texts(*texts: str | None) -> bytes:
+def _texts(*texts: str | None) -> Row:
     """Remembered, for many events have the same."""
-    return b"".join(map(_sized_text, texts))
+    return tuple(map(_sized_text, texts))
 
 
 def _sized_text(text: str | None) -> bytes:
@@ -214,11 +210,31 @@ def _sized_instant(instant: datetime) -> bytes:
 _sized_arrival = lru_cache(maxsize=16)(_sized_instant)  # one for all events of a request
 
 
-def _copy(connection: Connection[Any], table: str, batch: Batch, keys: Iterable[bytes], end: bytes) -> None:
-    """In key order, so that neighbours on disk are written together and locks never cross.
+# -- Statements ----------------------------------------------------------------------------------------------
 
-    Written at once: each write may wait for the interpreter's lock.
-    """
-    rows = [batch[key] + end for key in sorted(keys)]
-    with connection.cursor() as cursor, cursor.copy(_COPY[table]) as copy:
-        copy.write(b"".join([_BEGINNING_OF_COPY, *rows, _END_OF_COPY]))
+_BEGIN = """
+    WITH begun AS (INSERT INTO pending_batches (events, stored_at) VALUES (%(size)s, %(now)s) RETURNING batch)
+    SELECT batch, ARRAY(SELECT key FROM events WHERE key = ANY(%(keys)s)
+                        UNION ALL SELECT key FROM retired_events WHERE key = ANY(%(keys)s)) FROM begun"""
+
+_COPY = f"COPY events ({_NAMES}, stored_at, batch) FROM STDIN (FORMAT BINARY)"
+
+# Sorted, so that locks never cross. An event that was there at the beginning may be retired meanwhile.
+_INSERT = f"""
+    WITH begun AS (
+        INSERT INTO pending_batches (events, stored_at) VALUES (%s, %s) RETURNING stored_at, batch
+    ), sent AS (
+        SELECT * FROM ROWS FROM ({", ".join(["unnest(%s)"] * len(_COLUMNS))}) AS sent ({_NAMES})
+    )
+    INSERT INTO events ({_NAMES}, stored_at, batch)
+    SELECT sent.*, begun.* FROM begun, sent
+    WHERE NOT EXISTS (SELECT FROM events WHERE key = sent.key)
+      AND NOT EXISTS (SELECT FROM retired_events WHERE key = sent.key)
+    ORDER BY sent.key ON CONFLICT (key) DO NOTHING RETURNING key"""
+
+
+def _copy(connection: Connection[Any], rows: Iterable[Row], end: bytes) -> None:
+    """All written at once: each write may wait for the interpreter's lock."""
+    encoded = [b"".join((_BEGINNING_OF_ROW, *row, end)) for row in rows]
+    with connection.cursor() as cursor, cursor.copy(_COPY) as copy:
+        copy.write(b"".join([_BEGINNING_OF_COPY, *encoded, _END_OF_COPY]))

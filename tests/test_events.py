@@ -18,7 +18,7 @@ from psycopg.errors import UniqueViolation
 from sqlalchemy.orm import Session
 
 from metering.event import Event, InvalidEventError, decode_events
-from metering.events import Batch, StoredEvent, append_events, append_events_in_a_race, keyed
+from metering.events import Batch, StoredEvent, append_events, insert_events, keyed
 from metering.ids import event_key, key_bytes
 from tests.server import until
 
@@ -72,10 +72,10 @@ def test_what_is_new_is_stored_and_named(connection: Connection[Any]) -> None:
 
 def test_nothing_at_all_can_be_stored(connection: Connection[Any]) -> None:
     assert append_events(connection, {}, now=NOW) == set()
-    assert append_events_in_a_race(connection, {}, now=NOW) == set()
+    assert insert_events(connection, {}, now=NOW) == set()
 
 
-@pytest.mark.parametrize("append", [append_events, append_events_in_a_race])
+@pytest.mark.parametrize("append", [append_events, insert_events])
 def test_the_first_event_wins_however_late_another_one_comes(
     connection: Connection[Any], append: Append
 ) -> None:
@@ -85,7 +85,7 @@ def test_the_first_event_wins_however_late_another_one_comes(
     assert stored(connection) == {"1": "first", "2": "ada"}
 
 
-@pytest.mark.parametrize("append", [append_events, append_events_in_a_race])
+@pytest.mark.parametrize("append", [append_events, insert_events])
 def test_every_attribute_comes_back(session: Session, append: Append) -> None:
     driver = session.connection().connection.driver_connection
     event = Event(
@@ -148,7 +148,7 @@ def test_whoever_comes_second_is_told_so_and_then_stores_nothing_twice(
         with pytest.raises(UniqueViolation):
             answer.result()
     other.rollback()
-    assert append_events_in_a_race(other, events, now=NOW) == keys("0", "3")
+    assert insert_events(other, events, now=NOW) == keys("0", "3")
     other.commit()
     assert stored(connection) == {"0": "ada", "1": "first", "2": "ada", "3": "ada"}
 
@@ -158,14 +158,14 @@ def test_in_a_race_the_second_waits_for_the_first_to_commit(
 ) -> None:
     append_events(connection, batch(call("1", subject="first"), call("2")), now=NOW)
     events = batch(call("0"), call("1", subject="second"), call("3"))
-    with appending(append_events_in_a_race, other, events, held_by=connection) as answer:
+    with appending(insert_events, other, events, held_by=connection) as answer:
         connection.commit()
         assert answer.result() == keys("0", "3")
     other.commit()
     assert stored(connection) == {"0": "ada", "1": "first", "2": "ada", "3": "ada"}
 
 
-@pytest.mark.parametrize("append", [append_events, append_events_in_a_race])
+@pytest.mark.parametrize("append", [append_events, insert_events])
 def test_when_the_first_gives_up_the_second_has_it(
     connection: Connection[Any], other: Connection[Any], append: Append
 ) -> None:
@@ -178,9 +178,7 @@ def test_when_the_first_gives_up_the_second_has_it(
     assert stored(connection) == {"1": "second", "3": "ada"}
 
 
-@pytest.mark.parametrize(
-    ("append", "refusal"), [(append_events, UniqueViolation), (append_events_in_a_race, None)]
-)
+@pytest.mark.parametrize(("append", "refusal"), [(append_events, UniqueViolation), (insert_events, None)])
 def test_batches_that_overlap_in_any_order_never_wait_for_each_other_in_a_circle(
     connection: Connection[Any], other: Connection[Any], append: Append, refusal: type[Exception] | None
 ) -> None:

@@ -189,7 +189,7 @@ def test_large_events_share_a_commit_only_up_to_its_bytes(
 
 def test_few_events_are_too_many_when_they_are_large(flusher: Flusher) -> None:
     async def main() -> None:
-        waiting = asyncio.create_task(flusher.store([{b"key": bytes(MAX_PENDING_BYTES)}]))
+        waiting = asyncio.create_task(flusher.store([{b"key": (bytes(MAX_PENDING_BYTES),)}]))
         await asyncio.sleep(0)
         with pytest.raises(QueueFullError):
             await flusher.store(encoded([[call("late")]]))

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from metering.errors import InvalidError
 from metering.event import Event
-from metering.events import append_events, append_events_in_a_race, keyed
+from metering.events import append_events, insert_events, keyed
 from metering.exact import plain
 from metering.ids import event_key
 from metering.jsonpath import parse_path, value_at
@@ -237,7 +237,7 @@ def test_any_cutting_and_repetition_of_batches_gives_the_same_answers(
         with session.begin_nested() as savepoint:
             for part in parts:
                 append_events(driver(session.connection()), {key: batch[key] for key in part}, now=NOW)
-            append_events_in_a_race(driver(session.connection()), batch, now=NOW)
+            insert_events(driver(session.connection()), batch, now=NOW)
             answers.append(
                 [query_usage(session, meter, query) for meters, query in asked for meter in meters]
             )
