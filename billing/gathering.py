@@ -13,7 +13,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from billing.customer import Customer, customers_by_id
-from billing.rating import DetailedLine, Totals, add_totals, rate, totals_of
+from billing.pricing import Usage
+from billing.rating import DetailedLine, Rating, Totals, add_totals, rate
 from billing.subscriptions import Subscription, subscriptions_of
 from billing.timeline import Charge, charges
 from catalog.features import Feature, features_by_id
@@ -31,8 +32,15 @@ class GatheringLine:
     charge: Charge
     feature: Feature | None
     quantity: Decimal | None
-    details: tuple[DetailedLine, ...]
-    totals: Totals
+    rating: Rating
+
+    @property
+    def details(self) -> tuple[DetailedLine, ...]:
+        return self.rating.details
+
+    @property
+    def totals(self) -> Totals:
+        return self.rating.totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,15 +116,8 @@ def _line(seen: _Seen, customer: Customer, charge: Charge) -> GatheringLine:
     feature = seen.features[charge.item.feature_id] if charge.item.feature_id else None
     fee = isinstance(charge.price, FlatPrice)
     quantity = None if fee else _usage(seen, customer, charge, feature)
-    details = rate(
-        charge.price,
-        name=charge.item.rate_card.name,
-        currency=charge.currency,
-        quantity=quantity or Decimal(0),
-        share=charge.share,
-    )
-    totals = totals_of(details)
-    return GatheringLine(charge=charge, feature=feature, quantity=quantity, details=details, totals=totals)
+    rating = rate(charge.terms, Usage(quantity=quantity or Decimal(0)))
+    return GatheringLine(charge=charge, feature=feature, quantity=quantity, rating=rating)
 
 
 def _usage(seen: _Seen, customer: Customer, charge: Charge, feature: Feature | None) -> Decimal:

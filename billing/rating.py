@@ -1,43 +1,107 @@
-"""The one rater: a price and a quantity in, detailed invoice lines out.
+"""The one rater: a price and usage in, detailed invoice lines out.
 
-Live usage, preview, invoice and simulation all call `rate`. Unit prices and products are exact; each
-detailed line is rounded once, and every total is a sum of rounded lines.
+Live usage, preview, invoice, simulation and backtest all call `rate`. The order is OpenMeter's: unit
+conversion, usage discount, price, percentage discount, maximum spend, minimum spend.
+
+Each part of a price is rounded once, as a function of all that was used in the service period so far. A line
+is the difference between where the period stands after it and where it stood before. So a period that is
+billed in any number of lines comes to the same as in one, to the cent, and reversing a line nets to zero.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
 
+from billing.pricing import NOTHING, ZERO, Part, Usage, parts
+from catalog.discount import Discounts
 from catalog.money import round_money
-from catalog.price import FlatPrice, Price, UnitPrice
-from metering.exact import EXACT, total
+from catalog.price import FlatPrice, Price
+from catalog.unit_config import UnitConfig
+from metering.exact import EXACT, plain, total
 
-__all__ = ["DetailedLine", "Totals", "add_totals", "rate", "totals_of"]
+__all__ = [
+    "NO_DISCOUNTS",
+    "AmountDiscount",
+    "DetailedLine",
+    "Rating",
+    "Terms",
+    "Totals",
+    "add_totals",
+    "difference",
+    "owed",
+    "rate",
+    "totals_of",
+]
+
+NO_DISCOUNTS = Discounts()
+DiscountReason = Literal["ratecard_percentage", "maximum_spend"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a rate card says of its price, and in which currency and by which name it is billed.
+
+    `share` is the part of a full period that a flat price is charged for; usage is never prorated.
+    """
+
+    price: Price
+    name: str
+    currency: str
+    discounts: Discounts = NO_DISCOUNTS
+    unit_config: UnitConfig | None = None
+    share: Fraction = Fraction(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AmountDiscount:
+    reason: DiscountReason
+    amount: Decimal
+    description: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetailedLine:
-    """`amount` is round(per_unit_amount x quantity); `reference` tells it from its siblings for ever."""
+    """`amount` is rounded; `reference` tells it from its siblings for ever, `note` how it came about."""
 
-    reference: Literal["flat-price", "unit-price-usage"]
+    reference: str
     name: str
+    category: Literal["regular", "commitment"] = "regular"
     quantity: Decimal
     per_unit_amount: Decimal
     amount: Decimal
+    discounts: tuple[AmountDiscount, ...] = ()
+    note: str = ""
+
+    @property
+    def discounted(self) -> Decimal:
+        return total(discount.amount for discount in self.discounts)
+
+    @property
+    def total(self) -> Decimal:
+        return EXACT.subtract(self.amount, self.discounted)
+
+    @property
+    def description(self) -> str:
+        """The sum in words: `5 x 0.125 = 0.625, rounded to 0.63 (tier 2: above 10)`."""
+        exact = EXACT.multiply(self.quantity, self.per_unit_amount)
+        says = f"{plain(self.quantity)} x {plain(self.per_unit_amount)} = {plain(exact)}"
+        if exact != self.amount:
+            says += f", rounded to {plain(self.amount)}"
+        return f"{says} ({self.note})" if self.note else says
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """As OpenMeter's InvoiceTotals; total = amount + charges - discounts - credits + exclusive taxes."""
 
-    amount: Decimal = Decimal(0)
-    charges: Decimal = Decimal(0)
-    discounts: Decimal = Decimal(0)
-    credits: Decimal = Decimal(0)
-    taxes_inclusive: Decimal = Decimal(0)
-    taxes_exclusive: Decimal = Decimal(0)
+    amount: Decimal = ZERO
+    charges: Decimal = ZERO
+    discounts: Decimal = ZERO
+    credits: Decimal = ZERO
+    taxes_inclusive: Decimal = ZERO
+    taxes_exclusive: Decimal = ZERO
 
     @property
     def taxes(self) -> Decimal:
@@ -49,46 +113,181 @@ class Totals:
         return EXACT.subtract(total([self.amount, self.charges, self.taxes_exclusive]), minus)
 
 
-def rate(
-    price: Price,
-    *,
-    name: str,
-    currency: str,
-    quantity: Decimal,
-    before: Decimal = Decimal(0),  # noqa: ARG001  flat and unit prices climb no tiers
-    share: Fraction = Fraction(1),
-) -> tuple[DetailedLine, ...]:
-    """Price `quantity` units that come after the first `before` units of the same service period.
-
-    A flat price takes no quantity; `share` is the part of a full period it is charged for, and what rounds
-    to nothing gives no line. Nor do no units.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rating:
+    """`quantity` is what was charged for on this line, `usage_discount` what was not; both after conversion,
+    and both again for the lines before it.
     """
-    match price:
-        case FlatPrice(amount=amount):
-            prorated = amount if share == 1 else round_money(Fraction(amount) * share, currency)
-            lines = _lines("flat-price", name, prorated, Decimal(1), currency)
-            return lines if lines[0].amount else ()
-        case UnitPrice(amount=amount):
-            label = f"{name}: usage in period"
-            return _lines("unit-price-usage", label, amount, quantity, currency) if quantity else ()
+
+    details: tuple[DetailedLine, ...]
+    quantity: Decimal = ZERO
+    quantity_before: Decimal = ZERO
+    usage_discount: Decimal = ZERO
+    usage_discount_before: Decimal = ZERO
+
+    @property
+    def totals(self) -> Totals:
+        return totals_of(self.details)
 
 
-def _lines(
-    reference: Literal["flat-price", "unit-price-usage"],
-    name: str,
-    per_unit_amount: Decimal,
-    quantity: Decimal,
-    currency: str,
-) -> tuple[DetailedLine, ...]:
-    amount = round_money(EXACT.multiply(per_unit_amount, quantity), currency)
-    line = DetailedLine(
-        reference=reference, name=name, quantity=quantity, per_unit_amount=per_unit_amount, amount=amount
+def rate(terms: Terms, usage: Usage = NOTHING, *, before: Usage = NOTHING, last: bool = True) -> Rating:
+    """Price `usage` that comes after what was used `before` in the same service period.
+
+    `last`: the period ends with this line; a minimum spend is due then. A flat price takes no usage.
+    """
+    then, free_then = _charged(terms, before)
+    now, free_now = _charged(terms, before + usage)
+    stood = () if isinstance(terms.price, FlatPrice) else _owed(terms, then, last=False)
+    return Rating(
+        details=difference(_owed(terms, now, last=last), stood),
+        quantity=EXACT.subtract(now.quantity, then.quantity),
+        quantity_before=then.quantity,
+        usage_discount=EXACT.subtract(free_now, free_then),
+        usage_discount_before=free_then,
     )
-    return (line,)
 
 
-def totals_of(lines: Iterable[DetailedLine]) -> Totals:
-    return Totals(amount=total(line.amount for line in lines))
+def owed(terms: Terms, usage: Usage, *, last: bool = True) -> tuple[DetailedLine, ...]:
+    """All that is owed for a period in which so much was used, whatever was billed of it already."""
+    return _owed(terms, _charged(terms, usage)[0], last=last)
+
+
+def _charged(terms: Terms, usage: Usage) -> tuple[Usage, Decimal]:
+    """The usage that is charged for, and how much of it is free by a usage discount."""
+    converted = usage if terms.unit_config is None else usage.converted(terms.unit_config)
+    if terms.discounts.usage is None:
+        return converted, ZERO
+    most = terms.discounts.usage.quantity
+    free = max(-most, min(converted.quantity, most))
+    return replace(converted, quantity=EXACT.subtract(converted.quantity, free)), free
+
+
+def _owed(terms: Terms, usage: Usage, *, last: bool) -> tuple[DetailedLine, ...]:
+    lines = [_line(terms, part) for part in parts(terms.price, usage, last=last)]
+    if isinstance(terms.price, FlatPrice):
+        return tuple(line for line in lines if line.amount)
+    if terms.price.maximum_amount is not None:
+        lines = _capped(lines, round_money(terms.price.maximum_amount, terms.currency))
+    if terms.price.minimum_amount is not None and last:
+        lines += _topped_up(terms, lines, round_money(terms.price.minimum_amount, terms.currency))
+    return tuple(lines)
+
+
+def _line(terms: Terms, part: Part) -> DetailedLine:
+    per_unit, note = part.per_unit_amount, part.note
+    if terms.share != 1 and isinstance(terms.price, FlatPrice):
+        per_unit = round_money(Fraction(per_unit) * terms.share, terms.currency)
+        note = f"{plain(part.per_unit_amount)} x {terms.share} of the period"
+    amount = round_money(EXACT.multiply(part.quantity, per_unit), terms.currency)
+    percentage = terms.discounts.percentage
+    return DetailedLine(
+        reference=part.reference,
+        name=f"{terms.name}: {part.label}" if part.label else terms.name,
+        quantity=part.quantity,
+        per_unit_amount=per_unit,
+        amount=amount,
+        discounts=() if percentage is None else _percent_off(amount, percentage.percentage, terms.currency),
+        note=note,
+    )
+
+
+def _percent_off(amount: Decimal, percentage: Decimal, currency: str) -> tuple[AmountDiscount, ...]:
+    off = round_money(EXACT.multiply(amount, EXACT.scaleb(percentage, -2)), currency)
+    if not off:
+        return ()
+    description = f"{plain(percentage)} % discount"
+    return (AmountDiscount(reason="ratecard_percentage", amount=off, description=description),)
+
+
+def _capped(lines: Sequence[DetailedLine], most: Decimal) -> list[DetailedLine]:
+    """What is beyond the maximum is taken off the lines that were reached last."""
+    whole = total(line.total for line in lines)
+    sign = -1 if whole < 0 else 1
+    surplus = EXACT.subtract(abs(whole), most)
+    capped: list[DetailedLine] = []
+    for line in reversed(lines):
+        off = max(ZERO, min(surplus, sign * line.total))
+        surplus = EXACT.subtract(surplus, off)
+        capped.append(_less(line, sign * off, most) if off else line)
+    return capped[::-1]
+
+
+def _less(line: DetailedLine, off: Decimal, most: Decimal) -> DetailedLine:
+    description = f"Maximum spend discount for charges over {plain(most)}"
+    discount = AmountDiscount(reason="maximum_spend", amount=off, description=description)
+    return replace(line, discounts=(*line.discounts, discount))
+
+
+def _topped_up(terms: Terms, lines: Iterable[DetailedLine], least: Decimal) -> Iterator[DetailedLine]:
+    spent = total(line.total for line in lines)
+    if spent < least:
+        missing = EXACT.subtract(least, spent)
+        yield DetailedLine(
+            reference="min-spend",
+            name=f"{terms.name}: minimum spend",
+            category="commitment",
+            quantity=Decimal(1),
+            per_unit_amount=missing,
+            amount=missing,
+            note=f"at least {plain(least)} in the period, {plain(spent)} spent",
+        )
+
+
+# -- Differences ---------------------------------------------------------------------------------------------
+
+
+def difference(owed: Iterable[DetailedLine], billed: Iterable[DetailedLine]) -> tuple[DetailedLine, ...]:
+    """What is left to bill: line by line, and what was billed for units that now have another price, back."""
+    before = {_key(line): line for line in billed}
+    found = [_minus(line, before.pop(_key(line), None)) for line in owed]
+    found += map(_reversed, before.values())
+    return tuple(line for line in found if line.quantity or line.amount or line.discounts)
+
+
+def _key(line: DetailedLine) -> tuple[str, Decimal | None]:
+    return line.reference, line.per_unit_amount if line.category == "regular" else None
+
+
+def _minus(line: DetailedLine, billed: DetailedLine | None) -> DetailedLine:
+    if billed is None:
+        return line
+    amount = EXACT.subtract(line.amount, billed.amount)
+    commitment = line.category == "commitment"
+    quantity = Decimal(bool(amount)) if commitment else EXACT.subtract(line.quantity, billed.quantity)
+    return replace(
+        line,
+        quantity=quantity,
+        per_unit_amount=amount if commitment else line.per_unit_amount,
+        amount=amount,
+        discounts=_discounts(line.discounts, billed.discounts),
+    )
+
+
+def _reversed(line: DetailedLine) -> DetailedLine:
+    """Back to the last cent."""
+    discounts = tuple(replace(discount, amount=-discount.amount) for discount in line.discounts)
+    return replace(line, quantity=-line.quantity, amount=-line.amount, discounts=discounts)
+
+
+def _discounts(
+    owed: Iterable[AmountDiscount], billed: Iterable[AmountDiscount]
+) -> tuple[AmountDiscount, ...]:
+    left = {discount.reason: discount for discount in owed}
+    for was in billed:
+        now = left.get(was.reason, replace(was, amount=ZERO))
+        left[was.reason] = replace(now, amount=EXACT.subtract(now.amount, was.amount))
+    return tuple(discount for discount in left.values() if discount.amount)
+
+
+# -- Totals --------------------------------------------------------------------------------------------------
+
+
+def totals_of(lines: Sequence[DetailedLine]) -> Totals:
+    return Totals(
+        amount=total(line.amount for line in lines if line.category == "regular"),
+        charges=total(line.amount for line in lines if line.category == "commitment"),
+        discounts=total(line.discounted for line in lines),
+    )
 
 
 def add_totals(parts: Iterable[Totals]) -> Totals:

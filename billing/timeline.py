@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import islice
 
+from billing.rating import NO_DISCOUNTS, Terms
 from catalog.interval import Interval, parse_interval
 from catalog.price import FlatPrice, Price
-from catalog.rate_card import RateCard
+from catalog.rate_card import RateCard, UsageBasedRateCard
 from metering.errors import InvalidError, Issue
 from metering.period import Period
 
@@ -74,6 +75,18 @@ class Charge:
         if not self.prorate or not self.full_period.length:
             return Fraction(1)
         return Fraction(self.period.length // _TICK, self.full_period.length // _TICK)
+
+    @property
+    def terms(self) -> Terms:
+        card = self.item.rate_card
+        return Terms(
+            price=self.price,
+            name=card.name,
+            currency=self.currency,
+            discounts=card.discounts or NO_DISCOUNTS,
+            unit_config=card.unit_config if isinstance(card, UsageBasedRateCard) else None,
+            share=self.share,
+        )
 
 
 _TICK = datetime.resolution

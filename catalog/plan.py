@@ -11,7 +11,8 @@ from datetime import timedelta
 
 from catalog.interval import Interval, InvalidIntervalError, parse_interval
 from catalog.money import is_currency
-from catalog.price import UnitPrice, check_price
+from catalog.price import FlatPrice
+from catalog.price_rules import check_price
 from catalog.rate_card import Phase, RateCard
 from metering.errors import Issue
 
@@ -95,7 +96,7 @@ def _phase_issues(
 
 
 def _feature_issues(card: RateCard, where: str, features: Mapping[str, FeatureFacts]) -> Iterator[Issue]:
-    usage_priced = isinstance(card.price, UnitPrice)
+    usage_priced = card.price is not None and not isinstance(card.price, FlatPrice)
     if card.feature_key is None:
         if usage_priced:
             message = "a price on usage needs a feature that is metered"

@@ -1,15 +1,35 @@
-"""Prices: what one feature, or one subscription, costs. A price is a value; billing/rating.py applies it."""
+"""Prices: what one feature, or one subscription, costs. A price is a value; billing/rating.py applies it.
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+Six models are OpenMeter's (flat, unit, tiered graduated and volume, package, dynamic). Percentage, matrix and
+`groupBy` on tiers are our own. The rules that a price must keep are in price_rules.py.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from decimal import Decimal
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
-from metering.errors import Issue
 from metering.exact import plain
 from metering.wire import WIRE, Numeric
 
-__all__ = ["PRICE_TYPES", "FlatPrice", "PaymentTerm", "Price", "UnitPrice", "check_price"]
+__all__ = [
+    "DynamicPrice",
+    "FlatPrice",
+    "MatrixCell",
+    "MatrixPrice",
+    "PackagePrice",
+    "PaymentTerm",
+    "PercentagePrice",
+    "Price",
+    "PriceTier",
+    "TierFlatPrice",
+    "TierUnitPrice",
+    "TieredPrice",
+    "UnitPrice",
+    "UsagePrice",
+    "amounts_of",
+    "in_range",
+]
 
 PaymentTerm = Literal["in_advance", "in_arrears"]
 
@@ -17,8 +37,32 @@ MAX_DIGITS = 30
 """Digits before, and after, the point of an amount: far beyond money, and every product stays exact."""
 
 
+class _Amounts:
+    """1E+2 is written out as 100, which is how the wire spells it; what the rules refuse stays as it is."""
+
+    __slots__ = ()
+
+    def __post_init__(self) -> None:
+        for name, amount in amounts_of(self):
+            if in_range(amount):
+                object.__setattr__(self, name, Decimal(plain(amount)))
+
+
+def amounts_of(value: object) -> Iterator[tuple[str, Decimal]]:
+    """The decimals that a price, or a part of one, has in itself, by the name of their field."""
+    for field in fields(cast("Any", value)):
+        found = getattr(value, field.name)
+        if isinstance(found, Decimal):
+            yield field.name, found
+
+
+def in_range(amount: Decimal) -> bool:
+    exponent = amount.as_tuple().exponent
+    return isinstance(exponent, int) and max(amount.adjusted() + 1, -exponent) <= MAX_DIGITS
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FlatPrice:
+class FlatPrice(_Amounts):
     """`amount` for each period, or once."""
 
     __pydantic_config__: ClassVar = WIRE
@@ -27,46 +71,148 @@ class FlatPrice:
     amount: Numeric
     payment_term: PaymentTerm = "in_advance"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "amount", _written_out(self.amount))
+
+# Every price on usage is paid in arrears and may have commitments: over a service period it comes to at least
+# `minimum_amount` and to no more than `maximum_amount`.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UnitPrice:
-    """`amount` for each unit used, paid in arrears."""
+class UnitPrice(_Amounts):
+    """`amount` for each unit used."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["unit"]
+    amount: Numeric
+    minimum_amount: Numeric | None = None
+    maximum_amount: Numeric | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierFlatPrice(_Amounts):
+    """`amount` once, as soon as the tier is reached."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["flat"]
+    amount: Numeric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierUnitPrice(_Amounts):
+    """`amount` for each unit."""
 
     __pydantic_config__: ClassVar = WIRE
 
     type: Literal["unit"]
     amount: Numeric
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "amount", _written_out(self.amount))
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriceTier(_Amounts):
+    """From above the tier before it, up to and including `up_to_amount`; the last one has no end."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    up_to_amount: Numeric | None = None
+    flat_price: TierFlatPrice | None = None
+    unit_price: TierUnitPrice | None = None
 
 
-def _written_out(amount: Decimal) -> Decimal:
-    """1E+2 as 100, which is how the wire spells it; what check_price will refuse stays as it is."""
-    return Decimal(plain(amount)) if _in_range(amount) else amount
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TieredPrice(_Amounts):
+    """Graduated: each unit costs what its own tier says. Volume: all cost what the last one's tier says.
+
+    `group_by` names dimensions of the feature's meter: each combination of their values climbs its own
+    ladder.
+    """
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["tiered"]
+    mode: Literal["graduated", "volume"]
+    tiers: tuple[PriceTier, ...]
+    group_by: tuple[str, ...] = ()
+    minimum_amount: Numeric | None = None
+    maximum_amount: Numeric | None = None
 
 
-def _in_range(amount: Decimal) -> bool:
-    exponent = amount.as_tuple().exponent
-    return isinstance(exponent, int) and max(amount.adjusted() + 1, -exponent) <= MAX_DIGITS
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PackagePrice(_Amounts):
+    """`amount` for each package of so many units, also for one that was only begun."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["package"]
+    amount: Numeric
+    quantity_per_package: Numeric
+    minimum_amount: Numeric | None = None
+    maximum_amount: Numeric | None = None
 
 
-Price = FlatPrice | UnitPrice
-PRICE_TYPES = ("flat", "unit")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DynamicPrice(_Amounts):
+    """The usage is money already, such as a provider's cost; it is passed on times `multiplier`."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["dynamic"]
+    multiplier: Numeric = Decimal(1)
+    minimum_amount: Numeric | None = None
+    maximum_amount: Numeric | None = None
 
 
-def check_price(price: Price, path: str) -> Iterator[Issue]:
-    """Everything that is wrong with a price; `path` is where it stands in the request."""
-    if not _in_range(price.amount):
-        message = f"an amount has at most {MAX_DIGITS} digits before and after the point"
-        yield Issue(code="price_amount_out_of_range", message=message, field=f"{path}.amount")
-    elif price.amount < 0:
-        yield Issue(
-            code="price_amount_negative",
-            message="a price can't be negative",
-            field=f"{path}.amount",
-            hint="Give money back with a discount or a credit, not with a negative price.",
-        )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PercentagePrice(_Amounts):
+    """A part of the value that each event carries, such as a payment's, and a fee for each event.
+
+    The first `free_units` of value cost no percentage. What one event costs is never below
+    `minimum_per_event` nor above `maximum_per_event`.
+    """
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["percentage"]
+    percentage: Numeric
+    fixed_amount: Numeric = Decimal(0)
+    free_units: Numeric = Decimal(0)
+    minimum_per_event: Numeric | None = None
+    maximum_per_event: Numeric | None = None
+    minimum_amount: Numeric | None = None
+    maximum_amount: Numeric | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether it takes each event's value to tell what they cost together."""
+        return self.minimum_per_event is not None or self.maximum_per_event is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixCell(_Amounts):
+    """`amount` for each unit of this combination: a value for every dimension of the matrix."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    values: Mapping[str, str]
+    amount: Numeric
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MatrixPrice(_Amounts):
+    """A unit price for each combination of dimensions, such as provider, model and type of token.
+
+    Units of any other combination cost `default_amount`.
+    """
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["matrix"]
+    dimensions: tuple[str, ...]
+    cells: tuple[MatrixCell, ...]
+    default_amount: Numeric
+    minimum_amount: Numeric | None = None
+    maximum_amount: Numeric | None = None
+
+
+UsagePrice = UnitPrice | TieredPrice | PackagePrice | DynamicPrice | PercentagePrice | MatrixPrice
+Price = FlatPrice | UsagePrice

@@ -4,10 +4,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from catalog.discount import Discounts
 from catalog.price import FlatPrice, Price
-from metering.wire import WIRE
+from catalog.tax import TaxConfig
+from catalog.unit_config import UnitConfig
+from metering.wire import WIRE, Numeric
 
-__all__ = ["BooleanEntitlement", "FlatFeeRateCard", "Phase", "RateCard", "UsageBasedRateCard"]
+__all__ = [
+    "BooleanEntitlement",
+    "EntitlementTemplate",
+    "FlatFeeRateCard",
+    "MeteredEntitlement",
+    "Phase",
+    "RateCard",
+    "StaticEntitlement",
+    "UsageBasedRateCard",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +30,35 @@ class BooleanEntitlement:
 
     type: Literal["boolean"]
     metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticEntitlement:
+    """The subscriber gets `config`, a JSON text, with the feature."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["static"]
+    config: str
+    metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeteredEntitlement:
+    """So much of the feature in each `usage_period`, by default the billing cadence."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    type: Literal["metered"]
+    is_soft_limit: bool = False
+    issue_after_reset: Numeric | None = None
+    issue_after_reset_priority: int | None = None
+    preserve_overage_at_reset: bool = False
+    usage_period: str | None = None
+    metadata: Mapping[str, str] | None = None
+
+
+EntitlementTemplate = BooleanEntitlement | StaticEntitlement | MeteredEntitlement
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,9 +73,11 @@ class FlatFeeRateCard:
     description: str | None = None
     metadata: Mapping[str, str] | None = None
     feature_key: str | None = None
-    entitlement_template: BooleanEntitlement | None = None
+    entitlement_template: EntitlementTemplate | None = None
+    tax_config: TaxConfig | None = None
     billing_cadence: str | None = None
     price: FlatPrice | None = None
+    discounts: Discounts | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,9 +92,12 @@ class UsageBasedRateCard:
     description: str | None = None
     metadata: Mapping[str, str] | None = None
     feature_key: str | None = None
-    entitlement_template: BooleanEntitlement | None = None
+    entitlement_template: EntitlementTemplate | None = None
+    tax_config: TaxConfig | None = None
     billing_cadence: str
     price: Price | None = None
+    discounts: Discounts | None = None
+    unit_config: UnitConfig | None = None
 
 
 RateCard = FlatFeeRateCard | UsageBasedRateCard

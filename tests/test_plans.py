@@ -21,6 +21,7 @@ from catalog.plans import (
     publish_plan,
     update_plan,
 )
+from catalog.price import UnitPrice
 from catalog.rate_card import BooleanEntitlement, Phase
 from metering.errors import InvalidError
 from tests.builders import START, a_draft, a_feature, a_metered_feature, a_plan, at_once, fee, per_unit, phase
@@ -79,7 +80,7 @@ def test_a_plan_is_read_back_exactly_as_it_was_written(session: Session, now: da
     assert (plan.name, plan.description, plan.metadata_) == ("Pro", "for teams", {"tier": "2"})
     assert (plan.currency, plan.billing_cadence, plan.pro_rating) == ("EUR", "P3M", False)
     price = plan.phases[1].rate_cards[1].price
-    assert price is not None
+    assert isinstance(price, UnitPrice)
     assert price.amount == Decimal(1).scaleb(-30)
 
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.rating import DetailedLine, Totals, add_totals, rate, totals_of
+from billing.pricing import Usage
+from billing.rating import DetailedLine, Terms, Totals, add_totals, rate, totals_of
 from billing.timeline import Contract, ContractItem, charges
 from catalog.interval import parse_interval
 from catalog.money import minor_digits, round_money
@@ -27,9 +28,22 @@ def flat(amount: str) -> FlatPrice:
     return FlatPrice(type="flat", amount=Decimal(amount))
 
 
+def priced(
+    price: Price,
+    quantity: str | Decimal = "0",
+    *,
+    before: str = "0",
+    name: str = "Thing",
+    currency: str = "USD",
+    share: Fraction = Fraction(1),
+) -> tuple[DetailedLine, ...]:
+    terms = Terms(price=price, name=name, currency=currency, share=share)
+    return rate(terms, Usage(quantity=Decimal(quantity)), before=Usage(quantity=Decimal(before))).details
+
+
 def rated(price: Price, quantity: str = "0", *, currency: str = "USD", share: Fraction = Fraction(1)) -> str:
     """The amount of the one line, or "no line"."""
-    lines = rate(price, name="Thing", currency=currency, quantity=Decimal(quantity), share=share)
+    lines = priced(price, quantity, currency=currency, share=share)
     assert len(lines) <= 1
     return str(lines[0].amount) if lines else "no line"
 
@@ -38,7 +52,7 @@ def rated(price: Price, quantity: str = "0", *, currency: str = "USD", share: Fr
 
 
 def test_usage_is_one_line_with_its_quantity_and_unit_price() -> None:
-    lines = rate(unit("0.00000075"), name="Tokens", currency="USD", quantity=Decimal(103_000_025))
+    lines = priced(unit("0.00000075"), "103000025", name="Tokens")
     assert lines == (
         DetailedLine(
             reference="unit-price-usage",
@@ -51,7 +65,7 @@ def test_usage_is_one_line_with_its_quantity_and_unit_price() -> None:
 
 
 def test_a_fee_is_one_line_of_quantity_one() -> None:
-    lines = rate(flat("20"), name="Seat", currency="USD", quantity=Decimal(0))
+    lines = priced(flat("20"), name="Seat")
     assert lines == (
         DetailedLine(
             reference="flat-price",
@@ -65,7 +79,7 @@ def test_a_fee_is_one_line_of_quantity_one() -> None:
 
 def test_a_prorated_fee_shows_what_it_costs_not_the_full_price() -> None:
     share = Fraction(871_482, 2_678_400)
-    (line,) = rate(flat("20"), name="Seat", currency="USD", quantity=Decimal(0), share=share)
+    (line,) = priced(flat("20"), name="Seat", share=share)
     assert line.quantity == 1
     assert line.per_unit_amount == line.amount == Decimal("6.51")
 
@@ -91,7 +105,7 @@ def test_a_fee_takes_no_quantity() -> None:
 
 @pytest.mark.parametrize("before", ["0", "1", "1000000"])
 def test_a_unit_costs_the_same_whatever_was_used_before(before: str) -> None:
-    (line,) = rate(unit("2"), name="T", currency="USD", quantity=Decimal(3), before=Decimal(before))
+    (line,) = priced(unit("2"), "3", before=before)
     assert line.amount == 6
 
 
@@ -125,7 +139,7 @@ def nearest_cent(exact: Fraction) -> Fraction:
 def test_usage_costs_price_times_quantity_rounded_once(
     price: Decimal, quantity: Decimal, currency: str
 ) -> None:
-    lines = rate(UnitPrice(type="unit", amount=price), name="T", currency=currency, quantity=quantity)
+    lines = priced(UnitPrice(type="unit", amount=price), quantity, currency=currency)
     expected = nearest(Fraction(price) * Fraction(quantity), currency)
     assert [Fraction(line.amount) for line in lines] == ([expected] if quantity else [])
 
@@ -134,9 +148,7 @@ def test_usage_costs_price_times_quantity_rounded_once(
 def test_a_fee_costs_its_share_of_the_price_rounded_once(
     price: Decimal, share: Fraction, currency: str
 ) -> None:
-    lines = rate(
-        FlatPrice(type="flat", amount=price), name="F", currency=currency, quantity=Decimal(0), share=share
-    )
+    lines = priced(FlatPrice(type="flat", amount=price), currency=currency, share=share)
     expected = nearest(Fraction(price) * share, currency)
     assert sum((Fraction(line.amount) for line in lines), Fraction(0)) == expected
 
@@ -147,7 +159,7 @@ def test_every_line_is_its_unit_price_times_its_quantity_rounded(
 ) -> None:
     offered: list[Price] = [FlatPrice(type="flat", amount=price), UnitPrice(type="unit", amount=price)]
     for one in offered:
-        for line in rate(one, name="T", currency=currency, quantity=quantity, share=share):
+        for line in priced(one, quantity, currency=currency, share=share):
             product = Fraction(line.per_unit_amount) * Fraction(line.quantity)
             assert line.amount == round_money(product, currency)
             assert line.amount.as_tuple().exponent == -minor_digits(currency)
@@ -160,7 +172,7 @@ def test_a_total_is_the_exact_sum_of_rounded_lines(
     lines = [
         line
         for price, quantity in sold
-        for line in rate(UnitPrice(type="unit", amount=price), name="T", currency=currency, quantity=quantity)
+        for line in priced(UnitPrice(type="unit", amount=price), quantity, currency=currency)
     ]
     totals = totals_of(lines)
     assert Fraction(totals.total) == sum((Fraction(line.amount) for line in lines), Fraction(0))
