@@ -9,7 +9,7 @@ from datetime import datetime
 from sqlalchemy import ForeignKey, Index, select
 from sqlalchemy.orm import Mapped, Session, joinedload, mapped_column, relationship
 
-from catalog.plan import KEY, MAX_KEY_LENGTH
+from catalog.rate_card_rules import KEY, MAX_KEY_LENGTH, FeatureFacts
 from metering import meters
 from metering.database import Base, Id, Instant, translating
 from metering.errors import ConflictError, InvalidError, Issue, NotFoundError
@@ -52,6 +52,16 @@ class Feature(Base):
     def filters(self) -> dict[str, tuple[str, ...]]:
         """The meter's dimensions and the values that belong to this feature."""
         return {name: (value,) for name, value in (self.meter_group_by_filters or {}).items()}
+
+    @property
+    def facts(self) -> FeatureFacts:
+        """What rate cards are checked against."""
+        return FeatureFacts(
+            archived=self.archived_at is not None,
+            metered=self.meter is not None,
+            dimensions=frozenset(self.meter.group_by if self.meter else ()),
+            aggregation=self.meter.aggregation if self.meter else None,
+        )
 
 
 class FeatureNotFoundError(NotFoundError):
@@ -150,14 +160,17 @@ def get_feature(session: Session, id_or_key: str) -> Feature:
 
 
 def latest_features(session: Session, keys: Iterable[str], *, lock: bool = False) -> dict[str, Feature]:
-    """The newest feature of each key, archived or not; living ones win.
+    """The newest feature of each key, archived or not, with its meter; living ones win.
 
     `lock`: none of them is archived before whatever names them is committed.
     """
     query = (
-        select(Feature).where(Feature.key.in_(set(keys))).order_by(Feature.archived_at.is_(None), Feature.id)
+        select(Feature)
+        .options(joinedload(Feature.meter))
+        .where(Feature.key.in_(set(keys)))
+        .order_by(Feature.archived_at.is_(None), Feature.id)
     )
-    query = query.with_for_update(read=True) if lock else query
+    query = query.with_for_update(read=True, of=Feature) if lock else query
     return {feature.key: feature for feature in session.scalars(query)}
 
 

@@ -13,8 +13,9 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from catalog.features import Feature, latest_features
-from catalog.plan import KEY, MAX_KEY_LENGTH, FeatureFacts, check_plan
+from catalog.plan import check_plan
 from catalog.rate_card import Phase
+from catalog.rate_card_rules import KEY, MAX_KEY_LENGTH
 from metering.database import Base, Id, Instant, ValueType, translating
 from metering.errors import ConflictError, ForbiddenError, InvalidError, Issue, NotFoundError
 from metering.ids import new_id
@@ -208,10 +209,7 @@ def _features_of(session: Session, plan: Plan, *, lock: bool = False) -> dict[st
 
 
 def _issues(plan: Plan, features: Mapping[str, Feature]) -> list[Issue]:
-    facts = {
-        key: FeatureFacts(archived=feature.archived_at is not None, metered=feature.meter_id is not None)
-        for key, feature in features.items()
-    }
+    facts = {key: feature.facts for key, feature in features.items()}
     return check_plan(
         currency=plan.currency, billing_cadence=plan.billing_cadence, phases=plan.phases, features=facts
     )

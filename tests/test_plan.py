@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from catalog.plan import BILLING_CADENCES, FeatureFacts, check_plan
+from catalog.plan import BILLING_CADENCES, check_plan
 from catalog.price import FlatPrice, UnitPrice
 from catalog.rate_card import BooleanEntitlement, FlatFeeRateCard, Phase, RateCard, UsageBasedRateCard
+from catalog.rate_card_rules import FeatureFacts
 from metering.errors import Issue
 from tests.builders import fee, per_unit, phase
 
