@@ -45,6 +45,8 @@ class Usage:
     sizes: Mapping[Decimal, int] = field(default_factory=dict)
 
     def __add__(self, other: "Usage") -> "Usage":
+        if self is NOTHING:
+            return other
         sizes = Counter(self.sizes)
         sizes.update(other.sizes)
         return Usage(

@@ -86,9 +86,10 @@ class DetailedLine:
     def description(self) -> str:
         """The sum in words: `5 x 0.125 = 0.625, rounded to 0.63 (tier 2: above 10)`."""
         exact = EXACT.multiply(self.quantity, self.per_unit_amount)
-        says = f"{plain(self.quantity)} x {plain(self.per_unit_amount)} = {plain(exact)}"
+        result = plain(self.amount)
         if exact != self.amount:
-            says += f", rounded to {plain(self.amount)}"
+            result = f"{plain(exact)}, rounded to {result}"
+        says = f"{plain(self.quantity)} x {plain(self.per_unit_amount)} = {result}"
         return f"{says} ({self.note})" if self.note else says
 
 

@@ -1,6 +1,6 @@
 """Money: exact decimals in a currency, rounded by one function, once per detailed invoice line."""
 
-from decimal import Decimal
+from decimal import ROUND_HALF_UP, Context, Decimal, InvalidOperation
 from fractions import Fraction
 from functools import cache
 
@@ -42,7 +42,17 @@ def minor_digits(currency: str) -> int:
 
 def round_money(amount: Decimal | Fraction, currency: str) -> Decimal:
     """The amount in whole minor units, halves away from zero. The only place where money is rounded."""
-    scale = 10 ** minor_digits(currency)
-    exact = Fraction(amount) * scale
+    if isinstance(amount, Decimal):
+        rounded = amount.quantize(_minor_unit(currency), context=_ROUNDING)
+        return rounded or rounded.copy_abs()
+    exact = amount * 10 ** minor_digits(currency)
     units = (2 * abs(exact.numerator) + exact.denominator) // (2 * exact.denominator)
     return EXACT.scaleb(Decimal(units if exact >= 0 else -units), -minor_digits(currency))
+
+
+@cache
+def _minor_unit(currency: str) -> Decimal:
+    return Decimal(1).scaleb(-minor_digits(currency))
+
+
+_ROUNDING = Context(prec=EXACT.prec, rounding=ROUND_HALF_UP, traps=[InvalidOperation])

@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +14,9 @@ from catalog.interval import parse_interval
 from catalog.money import minor_digits, round_money
 from catalog.price import FlatPrice, Price, UnitPrice
 from tests.builders import at, fee
+from tests.documents import Row, tables_of
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "rounding.md"
-Row = dict[str, str]
 
 
 def unit(amount: str) -> UnitPrice:
@@ -209,25 +208,12 @@ def test_the_total_of_totals_is_the_sum_of_each_kind(parts: list[Totals]) -> Non
 # --- the tables of docs/rounding.md ------------------------------------------------------------------------
 
 
-def tables() -> Iterator[list[Row]]:
-    """Each table of the document, row by row, by the names in its head."""
-    rows: list[Row] = []
-    head: list[str] = []
-    for line in [*DOCUMENT.read_text(encoding="utf-8").splitlines(), ""]:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not line.startswith("|"):
-            if rows:
-                yield rows
-            rows, head = [], []
-        elif not head:
-            head = cells
-        elif not set(line) <= set("|-"):
-            rows.append(dict(zip(head, cells, strict=True)))
+TABLES = tables_of(DOCUMENT.read_text(encoding="utf-8"))
 
 
 def rows_with(*names: str) -> list[Row]:
     """The rows of the one table that has these columns and no other."""
-    (found,) = [rows for rows in tables() if tuple(rows[0]) == names]
+    (found,) = [rows for rows in TABLES if tuple(rows[0]) == names]
     return found
 
 
@@ -237,7 +223,7 @@ PRORATION = rows_with("price", "currency", "cadence", "anchor", "from", "to", "s
 
 
 def test_every_table_of_the_document_is_checked() -> None:
-    assert list(tables()) == [ROUNDING, USAGE, PRORATION]
+    assert TABLES == [ROUNDING, USAGE, PRORATION]
 
 
 @pytest.mark.parametrize("row", ROUNDING, ids=lambda row: row["amount"])
