@@ -19,6 +19,7 @@ __all__ = [
     "KEY",
     "MAX_KEY_LENGTH",
     "FeatureFacts",
+    "check_cadence",
     "check_key",
     "check_keys_differ",
     "check_rate_card",
@@ -68,7 +69,7 @@ def check_rate_card(
     """
     yield from check_key(card.key, where)
     yield from _feature_issues(card, where, features)
-    yield from _cadence_issues(card, where, plan_cadence)
+    yield from check_cadence(card, where, plan_cadence)
     if card.price is not None:
         yield from check_price(card.price, f"{where}.price")
 
@@ -104,7 +105,7 @@ def _feature_issues(card: RateCard, where: str, features: Mapping[str, FeatureFa
         yield warning("usage_based_price_with_feature_and_no_meter", message, field, "Give it a meterSlug.")
 
 
-def _cadence_issues(card: RateCard, where: str, plan_cadence: str | None) -> Iterator[Issue]:
+def check_cadence(card: RateCard, where: str, plan_cadence: str | None) -> Iterator[Issue]:
     if card.billing_cadence is None:
         return
     field, own = f"{where}.billingCadence", interval_of(card.billing_cadence)

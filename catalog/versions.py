@@ -158,7 +158,7 @@ def list_versions(
 def matching(kind: type[Version], wanted: VersionFilter, now: datetime) -> list[ColumnElement[bool]]:
     """The conditions of a filter."""
     pairs = ((kind.id, wanted.ids), (kind.key, wanted.keys), (kind.currency, wanted.currencies))
-    conditions = [column.in_(values) for column, values in pairs if values]
+    conditions: list[ColumnElement[bool]] = [column.in_(values) for column, values in pairs if values]
     if wanted.key_versions:
         some = [and_(kind.key == key, kind.version.in_(v)) for key, v in wanted.key_versions.items()]
         conditions.append(or_(*some))
