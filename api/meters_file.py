@@ -13,19 +13,19 @@ and no meter is deleted. All of the file holds or none of it.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import structlog
-import yaml
 from pydantic import ValidationError
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from api.http.meters import MeterCreate, create_from
 from api.http.problems import issues_of
+from api.yaml_file import read_yaml
 from catalog import features
 from metering import meters
 from metering.errors import ConflictError, InvalidError, Issue, TollgateError
@@ -48,61 +48,14 @@ def apply_meters_file(engine: Engine, path: Path | None, *, now: datetime) -> No
     """Create or update the meters of the file, if there is one. Raises MetersFileError."""
     if path is None:
         return
-    file = _read(path)
+    hint = "create it, or unset the variable"
+    file = read_yaml(path, name="TOLLGATE_METERS_FILE", hint=hint)
     with Session(engine, expire_on_commit=False) as session, session.begin():
         session.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
         issues = [*file.issues, *_applied(session, file.document, now)]
         if issues:
-            raise MetersFileError(_message(path, file, issues), *issues)
+            raise MetersFileError(file.message(issues), *issues)
     structlog.get_logger().info("meters_file", path=str(path), meters=len(file.document["meters"]))
-
-
-@dataclass(slots=True)
-class _File:
-    """What the file says, as JSON would have it, with every scalar a text (so that `no` may name a model);
-    and the line of each JSON path."""
-
-    document: Any = None
-    lines: dict[str, int] = field(default_factory=dict)
-    issues: list[Issue] = field(default_factory=list)
-
-    def value_of(self, node: yaml.Node, path: str) -> Any:
-        self.lines[path] = node.start_mark.line + 1
-        match node:
-            case yaml.MappingNode():
-                return self._mapping(node, path)
-            case yaml.SequenceNode():
-                return [self.value_of(one, f"{path}[{i}]") for i, one in enumerate(node.value)]
-            case _:
-                return None if node.tag == "tag:yaml.org,2002:null" else node.value
-
-    def _mapping(self, node: yaml.MappingNode, path: str) -> dict[str, Any]:
-        """YAML's own readers keep the last of several equal names, and say nothing."""
-        found: dict[str, Any] = {}
-        for key, value in node.value:
-            name, place = str(key.value), f"{path}.{key.value}"
-            if name in found:
-                hint = "Drop one of them."
-                self.issues.append(
-                    Issue(code="duplicate", message="it is there twice", field=place, hint=hint)
-                )
-            found[name] = self.value_of(value, place)
-        return found
-
-
-def _read(path: Path) -> _File:
-    file = _File()
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-        file.document = file.value_of(node, "$") if node else None
-    except OSError as error:
-        raise MetersFileError(
-            f"can't read TOLLGATE_METERS_FILE {path}: {error.strerror}; create it, or unset the variable"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        said = " ".join(str(error).split()) or "it contains itself"
-        raise MetersFileError(f"{path} is not YAML in UTF-8: {said}") from None
-    return file
 
 
 def _applied(session: Session, document: Any, now: datetime) -> Iterator[Issue]:
@@ -196,20 +149,3 @@ def _differs(meter: Meter, name: str, there: str, wanted: str) -> Issue:
         hint="What a meter counts can't change: take another slug, or delete that meter first.",
     )
 
-
-def _message(path: Path, file: _File, issues: list[Issue]) -> str:
-    """One line for one problem; more of them below each other, in the order of the file."""
-    said = [
-        f"line {_line(file, issue.field)}, {issue.field}: {issue.message}. {issue.hint}".rstrip(". ")
-        for issue in sorted(issues, key=lambda issue: _line(file, issue.field))
-    ]
-    if len(said) == 1:
-        return f"{path}, {said[0]}"
-    return f"{path} has {len(said)} problems:\n  " + "\n  ".join(said)
-
-
-def _line(file: _File, place: str) -> int:
-    """The line of the nearest thing that is there."""
-    while place not in file.lines and place != "$":
-        place = place[: max(place.rfind("."), place.rfind("["))]
-    return file.lines.get(place, 1)

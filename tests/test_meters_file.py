@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from api.meters_file import MetersFileError, apply_meters_file
 from catalog.features import create_feature
+from metering.errors import InvalidError
 from metering.meter import MeterDefinition
 from metering.meters import Meter, delete_meter, get_meter, list_meters, update_meter
 from tests.builders import at_once
@@ -66,7 +67,7 @@ def test_the_meters_of_the_file_are_there(engine: Engine, file: Path) -> None:
 def test_without_a_file_nothing_changes_and_a_missing_one_is_an_error(engine: Engine, file: Path) -> None:
     before = set(_all(engine))
     apply_meters_file(engine, None, now=NOW)
-    with pytest.raises(MetersFileError, match="create it, or unset the variable"):
+    with pytest.raises(InvalidError, match="create it, or unset the variable"):
         apply_meters_file(engine, file, now=NOW)
     assert set(_all(engine)) == before
 
@@ -206,7 +207,7 @@ def test_one_problem_is_one_line(engine: Engine, file: Path, content: str, place
 @pytest.mark.parametrize("content", [b"meters: [", b"meters: \xff", b"a: &a [*a]", b"a: \0"])
 def test_what_is_no_yaml_is_refused(engine: Engine, file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    with pytest.raises(MetersFileError, match=r"is not YAML in UTF-8: .+") as caught:
+    with pytest.raises(InvalidError, match=r"is not YAML in UTF-8: .+") as caught:
         apply_meters_file(engine, file, now=NOW)
     assert "\n" not in caught.value.detail
 
