@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from metering.wire import WIRE, Numeric
+from metering.wire import WIRE, Number, Numeric
 
 __all__ = ["Discounts", "PercentageDiscount", "UsageDiscount"]
 
@@ -14,7 +14,7 @@ class PercentageDiscount:
 
     __pydantic_config__: ClassVar = WIRE
 
-    percentage: Numeric
+    percentage: Number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

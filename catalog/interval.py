@@ -13,7 +13,7 @@ from functools import cache
 from metering.errors import InvalidError, Issue
 from metering.period import Period
 
-__all__ = ["Interval", "InvalidIntervalError", "parse_interval"]
+__all__ = ["Interval", "InvalidIntervalError", "interval_of", "is_negative_interval", "parse_interval"]
 
 _DURATION = re.compile(
     r"P(?:(\d{1,4})Y)?(?:(\d{1,5})M)?(?:(\d{1,5})W)?(?:(\d{1,6})D)?"
@@ -76,3 +76,16 @@ def parse_interval(text: str) -> Interval:
         issue = Issue(code="invalid_duration", message=message, hint="Write P1M for a month, P1Y, P2W, PT1H.")
         raise InvalidIntervalError(message, issue)
     return interval
+
+
+def interval_of(text: str) -> Interval | None:
+    """None where parse_interval raises."""
+    try:
+        return parse_interval(text)
+    except InvalidIntervalError:
+        return None
+
+
+def is_negative_interval(text: str) -> bool:
+    """Whether it would be a duration without its minus: -P1M, P-1M."""
+    return text.count("-") == 1 and interval_of(text.replace("-", "")) is not None

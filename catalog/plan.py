@@ -7,17 +7,11 @@ and bars its publication. The rules of one rate card are in rate_card_rules.py.
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 
+from catalog.interval import interval_of, is_negative_interval
+from catalog.issues import critical, warning
 from catalog.money import is_currency
 from catalog.rate_card import Phase
-from catalog.rate_card_rules import (
-    FeatureFacts,
-    check_key,
-    check_keys_differ,
-    check_rate_cards,
-    critical,
-    interval_of,
-    warning,
-)
+from catalog.rate_card_rules import FeatureFacts, check_key, check_keys_differ, check_name, check_rate_cards
 from metering.errors import Issue
 
 __all__ = ["BILLING_CADENCES", "check_plan"]
@@ -44,6 +38,7 @@ def check_plan(
     for i, phase in enumerate(phases):
         path = f"$.phases[{i}]"
         issues += check_key(phase.key, path)
+        issues += check_name(phase.name, path)
         issues += _duration_issues(phase, path, last=i == len(phases) - 1)
         issues += _phase_issues(phase, path, billing_cadence, features)
     return issues
@@ -61,7 +56,10 @@ def _duration_issues(phase: Phase, path: str, *, last: bool) -> Iterator[Issue]:
         message = "the last phase goes on until the subscription ends"
         yield warning("plan_has_last_phase_with_duration", message, where, "Set its duration to null.")
     interval = interval_of(phase.duration)
-    if interval is None:
+    if is_negative_interval(phase.duration):
+        message = f"the duration {phase.duration} is negative"
+        yield warning("plan_phase_with_negative_duration", message, where, "Leave the minus out.")
+    elif interval is None:
         message = f"{phase.duration!r} is not an ISO 8601 duration of at most a century"
         yield critical("invalid_duration", message, where, "Write P1M.")
     elif not interval.months and interval.time < SHORTEST_PHASE:

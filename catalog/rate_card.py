@@ -8,7 +8,7 @@ from catalog.discount import Discounts
 from catalog.price import FlatPrice, Price
 from catalog.tax import TaxConfig
 from catalog.unit_config import UnitConfig
-from metering.wire import WIRE, Numeric
+from metering.wire import WIRE, Number
 
 __all__ = [
     "BooleanEntitlement",
@@ -51,7 +51,7 @@ class MeteredEntitlement:
 
     type: Literal["metered"]
     is_soft_limit: bool = False
-    issue_after_reset: Numeric | None = None
+    issue_after_reset: Number | None = None
     issue_after_reset_priority: int | None = None
     preserve_overage_at_reset: bool = False
     usage_period: str | None = None

@@ -1,7 +1,7 @@
 """The rules of one rate card, the same in a plan and in an add-on; every breach is found at once.
 
 Codes and severities are OpenMeter's: a critical problem is refused at once, a warning stays with the draft
-and bars its publication.
+and bars its publication. Advice is our own: it bars nothing.
 """
 
 import re
@@ -9,11 +9,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
-from catalog.interval import Interval, InvalidIntervalError, parse_interval
-from catalog.price import FlatPrice
+from catalog.discount_rules import check_discounts, check_unit_config
+from catalog.entitlement_rules import check_entitlement_template
+from catalog.interval import interval_of
+from catalog.issues import critical, warning
+from catalog.price import FlatPrice, MatrixPrice, PercentagePrice, Price, TieredPrice
+from catalog.price_advice import advise_on_price
 from catalog.price_rules import check_price
-from catalog.rate_card import RateCard
+from catalog.rate_card import EntitlementTemplate, MeteredEntitlement, RateCard, UsageBasedRateCard
+from catalog.tax import TaxConfig
 from metering.errors import Issue
+from metering.ids import is_ulid
 
 __all__ = [
     "KEY",
@@ -22,11 +28,10 @@ __all__ = [
     "check_cadence",
     "check_key",
     "check_keys_differ",
+    "check_name",
     "check_rate_card",
     "check_rate_cards",
-    "critical",
     "interval_of",
-    "warning",
 ]
 
 KEY = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
@@ -34,6 +39,8 @@ KEY = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9]+)*")
 
 MAX_KEY_LENGTH = 64
 SHORTEST_CADENCE = timedelta(days=1)
+ENTITLED_AGGREGATIONS = ("SUM", "COUNT", "UNIQUE_COUNT", "LATEST")
+STRIPE_TAX_CODE = re.compile(r"txcd_[0-9]{8}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,10 +75,28 @@ def check_rate_card(
     as in an add-on, the card may be billed as often as it likes.
     """
     yield from check_key(card.key, where)
+    yield from check_name(card.name, where)
     yield from _feature_issues(card, where, features)
     yield from check_cadence(card, where, plan_cadence)
-    if card.price is not None:
-        yield from check_price(card.price, f"{where}.price")
+    yield from _price_issues(card.price, f"{where}.price")
+    if card.discounts is not None:
+        yield from check_discounts(card.discounts, card.price, f"{where}.discounts")
+    if isinstance(card, UsageBasedRateCard) and card.unit_config is not None:
+        yield from check_unit_config(card.unit_config, card.price, f"{where}.unitConfig")
+    if card.entitlement_template is not None:
+        path = f"{where}.entitlementTemplate"
+        yield from check_entitlement_template(
+            card.entitlement_template, path, billing_cadence=card.billing_cadence
+        )
+    if card.tax_config is not None:
+        yield from _tax_issues(card.tax_config, f"{where}.taxConfig")
+
+
+def _price_issues(price: Price | None, path: str) -> Iterator[Issue]:
+    if price is None:
+        return
+    issues = list(check_price(price, path))
+    yield from issues or advise_on_price(price, path)
 
 
 def _feature_issues(card: RateCard, where: str, features: Mapping[str, FeatureFacts]) -> Iterator[Issue]:
@@ -100,9 +125,57 @@ def _feature_issues(card: RateCard, where: str, features: Mapping[str, FeatureFa
     elif facts.archived:
         message = f"the feature {card.feature_key!r} is archived"
         yield critical("rate_card_feature_archived", message, field, "Name an active feature.")
-    elif usage_priced and not facts.metered:
+    else:
+        yield from _meter_issues(card, where, facts)
+
+
+def _meter_issues(card: RateCard, where: str, facts: FeatureFacts) -> Iterator[Issue]:
+    """Whether the feature's meter measures what the price and the entitlement ask for."""
+    field = f"{where}.featureKey"
+    metered_right = isinstance(card.entitlement_template, MeteredEntitlement)
+    hint = "Name a feature with a meterSlug; a feature's own can't be changed."
+    if facts.metered:
+        yield from _price_fit_issues(card.price, f"{where}.price", facts)
+        yield from _template_fit_issues(card.entitlement_template, f"{where}.entitlementTemplate", facts)
+        return
+    if not isinstance(card.price, FlatPrice | None):
         message = f"the feature {card.feature_key!r} has no meter to price"
-        yield warning("usage_based_price_with_feature_and_no_meter", message, field, "Give it a meterSlug.")
+        yield warning("usage_based_price_with_feature_and_no_meter", message, field, hint)
+    if metered_right:
+        message = f"the feature {card.feature_key!r} has no meter to count what is left"
+        yield warning("entitlement_template_with_feature_and_no_meter", message, field, hint)
+
+
+def _price_fit_issues(price: Price | None, path: str, facts: FeatureFacts) -> Iterator[Issue]:
+    match price:
+        case MatrixPrice(dimensions=names):
+            yield from _dimension_issues(names, f"{path}.dimensions", facts.dimensions)
+        case TieredPrice(group_by=names):
+            yield from _dimension_issues(names, f"{path}.groupBy", facts.dimensions)
+        case PercentagePrice() if facts.aggregation != "SUM":
+            message = (
+                f"a percentage is of values that are summed up; the feature's meter is {facts.aggregation}"
+            )
+            yield warning(
+                "percentage_price_requires_sum", message, path, "Name a feature whose meter is SUM."
+            )
+
+
+def _dimension_issues(names: Sequence[str], path: str, known: frozenset[str]) -> Iterator[Issue]:
+    for i, name in enumerate(names):
+        if name not in known:
+            message = f"the feature's meter does not tell usage apart by {name!r}"
+            hint = f"It does by: {', '.join(sorted(known)) or 'nothing'}. More can be added to its groupBy."
+            yield warning("price_dimension_unknown", message, f"{path}[{i}]", hint)
+
+
+def _template_fit_issues(
+    template: EntitlementTemplate | None, path: str, facts: FeatureFacts
+) -> Iterator[Issue]:
+    if isinstance(template, MeteredEntitlement) and facts.aggregation not in ENTITLED_AGGREGATIONS:
+        message = f"what is left can't be told of a meter that is {facts.aggregation}"
+        hint = f"Name a feature whose meter is one of {', '.join(ENTITLED_AGGREGATIONS)}."
+        yield warning("entitlement_template_invalid_meter_aggregation", message, path, hint)
 
 
 def check_cadence(card: RateCard, where: str, plan_cadence: str | None) -> Iterator[Issue]:
@@ -118,6 +191,21 @@ def check_cadence(card: RateCard, where: str, plan_cadence: str | None) -> Itera
         yield warning("rate_card_billing_cadence_unaligned", message, field, f"Use {plan_cadence}.")
 
 
+def _tax_issues(tax: TaxConfig, path: str) -> Iterator[Issue]:
+    if tax.stripe is not None and not STRIPE_TAX_CODE.fullmatch(tax.stripe.code):
+        message, hint = f"{tax.stripe.code!r} is no tax code of Stripe", "Write txcd_ and eight digits."
+        yield critical("tax_config_invalid_stripe_code", message, f"{path}.stripe.code", hint)
+    if tax.tax_code_id is not None and not is_ulid(tax.tax_code_id):
+        message, hint = f"{tax.tax_code_id!r} is no id", "An id is a ULID, of 26 letters and digits."
+        yield critical("tax_config_invalid_tax_code_id", message, f"{path}.taxCodeId", hint)
+
+
+def check_name(name: str, where: str) -> Iterator[Issue]:
+    if not name:
+        message = "people read the name, on invoices too: it can't be empty"
+        yield critical("resource_name_empty", message, f"{where}.name", "Write one.")
+
+
 def check_key(key: str, where: str) -> Iterator[Issue]:
     """`where` is the path of what has the key."""
     if not KEY.fullmatch(key) or len(key) > MAX_KEY_LENGTH:
@@ -131,19 +219,3 @@ def check_keys_differ(keys: Sequence[str], path: str, code: str) -> Iterator[Iss
         if key in seen:
             yield critical(code, f"the key {key!r} is used twice", f"{path}[{i}].key", "Take another key.")
         seen.add(key)
-
-
-def interval_of(text: str) -> Interval | None:
-    """None if it is none."""
-    try:
-        return parse_interval(text)
-    except InvalidIntervalError:
-        return None
-
-
-def critical(code: str, message: str, field: str, hint: str) -> Issue:
-    return Issue(code=code, message=message, field=field, hint=hint)
-
-
-def warning(code: str, message: str, field: str, hint: str) -> Issue:
-    return Issue(code=code, message=message, field=field, hint=hint, severity="warning")

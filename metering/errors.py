@@ -36,7 +36,7 @@ class Issue:
     message: str
     field: str = "$"
     hint: str = ""
-    severity: Literal["critical", "warning"] = "critical"
+    severity: Literal["critical", "warning", "info"] = "critical"
 
 
 class TollgateError(Exception):

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from metering.exact import plain
 
-__all__ = ["WIRE", "Numeric", "camel"]
+__all__ = ["MAX_NUMBER_DIGITS", "WIRE", "Number", "Numeric", "camel", "is_wire_number"]
 
 
 def camel(name: str) -> str:
@@ -31,3 +31,34 @@ class _InDigits:
 
 Numeric = Annotated[Decimal, _InDigits]
 """A decimal that travels as text in digits: 0.0000001, and never 1E-7."""
+
+
+MAX_NUMBER_DIGITS = 15
+"""What every client reads of a JSON number, also one that makes it a double."""
+
+
+def is_wire_number(number: Decimal) -> bool:
+    """Whether it can travel as a JSON number and lose nothing."""
+    return (
+        number.is_finite() and max(abs(number.adjusted()), len(number.as_tuple().digits)) <= MAX_NUMBER_DIGITS
+    )
+
+
+class _AsNumber:
+    """Tells pydantic, without importing it, to write a decimal as a number in JSON."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        as_number = {"type": "function-plain", "function": _number, "when_used": "json"}
+        return {**handler(source), "serialization": as_number}
+
+
+def _number(number: Decimal) -> int | float:
+    """A float, for the way only: of 15 digits it is written, and read again, exactly."""
+    return int(number) if number == number.to_integral_value() else float(number)
+
+
+Number = Annotated[Decimal, _AsNumber]
+"""A decimal that travels as a JSON number, where OpenMeter's schema has one; rules must check it with
+`is_wire_number`.
+"""

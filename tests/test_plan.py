@@ -80,7 +80,8 @@ def test_two_cards_of_a_phase_have_two_keys_but_phases_may_repeat_them() -> None
     "key", ["", "Seat", "seat ", "-seat", "seat-", "a--b", "a_-b", "sé", "a.b", "a" * 65, "a\n"]
 )
 def test_a_key_is_lower_case_with_single_separators(key: str) -> None:
-    invalid_phase, invalid_card = phase(fee(), key=key), phase(per_unit(), fee(key=key))
+    invalid_phase = replace(phase(fee()), key=key)
+    invalid_card = phase(per_unit(), replace(fee(), key=key))
     assert told(problems(invalid_phase)) == [("invalid_key", CRITICAL, "$.phases[0].key")]
     assert told(problems(invalid_card)) == [("invalid_key", CRITICAL, "$.phases[0].rateCards[1].key")]
 
