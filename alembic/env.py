@@ -7,6 +7,7 @@ from alembic.autogenerate.api import AutogenContext
 
 import api.keys
 import billing.subscriptions
+import catalog.llm_prices
 import catalog.plans
 import metering.corrections
 import metering.cubes.tables
@@ -18,6 +19,7 @@ from metering.database import Base, ValueType
 TABLES = (
     api.keys,
     billing.subscriptions,
+    catalog.llm_prices,
     catalog.plans,
     metering.corrections,
     metering.cubes.tables,

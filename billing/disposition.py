@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Literal, get_args
 
 from metering.event import Event
+from metering.filter_string import FilterString
 from metering.meter import MeterDefinition, UsageQuery, fold
 from metering.validation import counted_by, data_of
 
@@ -53,7 +54,7 @@ class Term:
     item_id: str | None = None
     feature_key: str | None = None
     meter: MeterDefinition | None = None
-    filters: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    conditions: Mapping[str, FilterString] = field(default_factory=dict)
     priced: bool = False
 
 
@@ -115,14 +116,14 @@ def _bills(term: Term, event: Event) -> bool:
 
 
 def _takes(term: Term, event: Event) -> bool:
-    return term.meter is not None and _selects(term.meter, term.filters, event)
+    return term.meter is not None and _selects(term.meter, term.conditions, event)
 
 
 def _counts(meter: MeterDefinition, event: Event) -> bool:
     return bool(counted_by(event.type, data_of(event.data), event.time, [meter]))
 
 
-def _selects(meter: MeterDefinition, filters: Mapping[str, tuple[str, ...]], event: Event) -> bool:
+def _selects(meter: MeterDefinition, conditions: Mapping[str, FilterString], event: Event) -> bool:
     """Whether it is among the events that the meter looks at, whatever its value."""
     counting = replace(meter, aggregation="COUNT", value_property=None)
-    return bool(fold(counting, UsageQuery(filters=filters), [event]))
+    return bool(fold(counting, UsageQuery(conditions=conditions), [event]))

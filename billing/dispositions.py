@@ -106,6 +106,6 @@ def _term(signed: Subscription, item: SubscriptionItem, feature: Feature) -> Ter
         item_id=item.id,
         feature_key=feature.key,
         meter=feature.meter.definition if feature.meter else None,
-        filters=feature.filters,
+        conditions=feature.conditions,
         priced=price is not None and not isinstance(price, FlatPrice),
     )

@@ -20,6 +20,7 @@ from billing.subscriptions import SubscriptionItem
 from catalog.features import Feature, features_by_id
 from metering.errors import InvalidError, Issue
 from metering.expressions import ALL_EVENTS, Statement, number_of, text_of, value_of
+from metering.filter_string import condition_sql
 from metering.meter import MeterDefinition
 from metering.meters import list_meters
 from metering.period import Period
@@ -284,8 +285,8 @@ def _by_type(statement: Statement, conditions: Mapping[str, Sequence[str]]) -> s
 
 def _takes(read: _Read, feature: Feature, meter: MeterDefinition) -> list[str]:
     return _begun(read.statement, meter) + [
-        f"{read.text(meter.group_by[name])} = ANY({read.statement.bind(list(values), 'text[]')})"
-        for name, values in feature.filters.items()
+        condition_sql(condition, read.text(meter.group_by[name]), read.statement.bind)
+        for name, condition in feature.conditions.items()
     ]
 
 

@@ -1,18 +1,23 @@
-"""Features: what customers get and pay for. A metered feature is a meter, narrowed by filters.
+"""Features: what customers get and pay for. A metered feature is a meter, narrowed by conditions.
 
 A key names one living feature; archiving frees it, and what refers to the archived one keeps it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
+from typing import Any, Literal
 
-from sqlalchemy import ForeignKey, Index, select
-from sqlalchemy.orm import Mapped, Session, joinedload, mapped_column, relationship
+from sqlalchemy import Dialect, ForeignKey, Index, func, select
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, joinedload, mapped_column, relationship
+from sqlalchemy.types import TypeDecorator
 
 from catalog.rate_card_rules import KEY, MAX_KEY_LENGTH, FeatureFacts
+from catalog.unit_cost import UnitCost, check_unit_cost, properties_of
 from metering import meters
-from metering.database import Base, Id, Instant, translating
+from metering.database import Base, Id, Instant, ValueType, translating
 from metering.errors import ConflictError, InvalidError, Issue, NotFoundError
+from metering.filter_string import FilterString, filter_json, parse_filters
 from metering.ids import is_ulid, new_id
 from metering.meters import Meter, MeterNotFoundError
 
@@ -20,6 +25,7 @@ __all__ = [
     "Feature",
     "FeatureExistsError",
     "FeatureNotFoundError",
+    "FeatureOrder",
     "MeterInUseError",
     "archive_feature",
     "create_feature",
@@ -32,6 +38,22 @@ __all__ = [
 ]
 
 
+ADVANCED = "$.advancedMeterGroupByFilters"
+
+
+class _Conditions(TypeDecorator[dict[str, FilterString]]):
+    """Conditions by dimension, kept as clients write them."""
+
+    impl = JSONB(none_as_null=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002  the base's signature
+        return None if value is None else {name: filter_json(one) for name, one in value.items()}
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002  the base's signature
+        return None if value is None else parse_filters(value, ADVANCED)
+
+
 class Feature(Base):
     __tablename__ = "features"
     __table_args__ = (Index("features_key_key", "key", unique=True, postgresql_where="archived_at IS NULL"),)
@@ -42,6 +64,8 @@ class Feature(Base):
     metadata_: Mapped[dict[str, str] | None] = mapped_column("metadata")
     meter_id: Mapped[Id | None] = mapped_column(ForeignKey("meters.id"), index=True)
     meter_group_by_filters: Mapped[dict[str, str] | None]
+    advanced_meter_group_by_filters: Mapped[dict[str, FilterString] | None] = mapped_column(_Conditions())
+    unit_cost: Mapped[UnitCost | None] = mapped_column(ValueType(UnitCost))
     created_at: Mapped[Instant]
     updated_at: Mapped[Instant]
     archived_at: Mapped[Instant | None]
@@ -49,9 +73,18 @@ class Feature(Base):
     meter: Mapped[Meter | None] = relationship(lazy="raise")
 
     @property
-    def filters(self) -> dict[str, tuple[str, ...]]:
-        """The meter's dimensions and the values that belong to this feature."""
-        return {name: (value,) for name, value in (self.meter_group_by_filters or {}).items()}
+    def conditions(self) -> dict[str, FilterString]:
+        """What the meter's dimensions must fulfil for usage to belong to this feature.
+
+        Whatever asks for its usage asks with these, however they were written.
+        """
+        equal = {name: FilterString(eq=value) for name, value in (self.meter_group_by_filters or {}).items()}
+        return equal | (self.advanced_meter_group_by_filters or {})
+
+    @property
+    def dimensions(self) -> frozenset[str]:
+        """The meter's dimensions that this feature can't be told, or its cost, without."""
+        return frozenset(self.conditions) | frozenset(properties_of(self.unit_cost))
 
     @property
     def facts(self) -> FeatureFacts:
@@ -83,11 +116,16 @@ def create_feature(
     name: str,
     meter_slug: str | None = None,
     meter_group_by_filters: Mapping[str, str] | None = None,
+    advanced_meter_group_by_filters: Mapping[str, FilterString] | None = None,
+    unit_cost: UnitCost | None = None,
     metadata: Mapping[str, str] | None = None,
     now: datetime,
 ) -> Feature:
     meter = _meter_of(session, meter_slug)
-    issues = [*_key_issues(key), *_filter_issues(meter, meter_group_by_filters or {})]
+    equal, advanced = meter_group_by_filters or {}, advanced_meter_group_by_filters or {}
+    issues = [*_key_issues(key), *_filters_issues(meter, equal, advanced)]
+    if unit_cost is not None:
+        issues += check_unit_cost(unit_cost, meter.definition if meter else None)
     if issues:
         raise InvalidError(issues[0].message, *issues)
     feature = Feature(
@@ -97,6 +135,8 @@ def create_feature(
         metadata_=metadata,
         meter=meter,
         meter_group_by_filters=meter_group_by_filters,
+        advanced_meter_group_by_filters=advanced_meter_group_by_filters,
+        unit_cost=unit_cost,
         created_at=now,
         updated_at=now,
     )
@@ -126,26 +166,52 @@ def _key_issues(key: str) -> Iterable[Issue]:
         yield Issue(code="invalid_key", message=f"{key!r} is not a usable key", field="$.key", hint=hint)
 
 
-def _filter_issues(meter: Meter | None, filters: Mapping[str, str]) -> Iterable[Issue]:
+def _filters_issues(
+    meter: Meter | None, equal: Mapping[str, str], advanced: Mapping[str, FilterString]
+) -> Iterator[Issue]:
+    if equal and advanced:
+        message = "meterGroupByFilters and advancedMeterGroupByFilters can't be used together"
+        hint = "Say it all in advancedMeterGroupByFilters: meterGroupByFilters is an $eq."
+        yield Issue(code="exclusive_filters", message=message, field=ADVANCED, hint=hint)
     known = meter.group_by if meter else {}
-    for name in filters:
-        if name not in known:
-            hint = f"The meter's dimensions: {', '.join(sorted(known)) or 'none'}."
-            message = f"{name!r} is not a dimension of the meter"
-            where = f"$.meterGroupByFilters.{name}"
-            yield Issue(code="unknown_group_by", message=message, field=where, hint=hint)
+    hint = f"The meter's dimensions: {', '.join(sorted(known)) or 'none'}."
+    for path, names in (("$.meterGroupByFilters", equal), (ADVANCED, advanced)):
+        for name in names:
+            if name not in known:
+                message = f"{name!r} is not a dimension of the meter"
+                yield Issue(code="unknown_group_by", message=message, field=f"{path}.{name}", hint=hint)
+
+
+FeatureOrder = Literal["id", "key", "name", "created_at", "updated_at"]
+_ORDERS: Mapping[FeatureOrder, InstrumentedAttribute[Any]] = {
+    "id": Feature.id,
+    "key": Feature.key,
+    "name": Feature.name,
+    "created_at": Feature.created_at,
+    "updated_at": Feature.updated_at,
+}
 
 
 def list_features(
-    session: Session, *, meter_slugs: Sequence[str] = (), include_archived: bool = False
-) -> Sequence[Feature]:
-    """Features by key, newest version last."""
-    query = select(Feature).options(joinedload(Feature.meter)).order_by(Feature.key, Feature.id)
+    session: Session,
+    *,
+    meter_slugs: Sequence[str] = (),
+    include_archived: bool = False,
+    order_by: FeatureOrder = "key",
+    descending: bool = False,
+    offset: int = 0,
+    limit: int | None = None,
+) -> tuple[Sequence[Feature], int]:
+    """Some of the features in that order, among equals the newest last; and how many there are."""
+    query = select(Feature)
     if not include_archived:
         query = query.where(Feature.archived_at.is_(None))
     if meter_slugs:
         query = query.where(Feature.meter.has(Meter.slug.in_(meter_slugs)))
-    return session.scalars(query).all()
+    count = session.scalar(select(func.count()).select_from(query.subquery())) or 0
+    order = _ORDERS[order_by].desc() if descending else _ORDERS[order_by]
+    page = query.options(joinedload(Feature.meter)).order_by(order, Feature.id).offset(offset).limit(limit)
+    return session.scalars(page).all(), count
 
 
 def get_feature(session: Session, id_or_key: str) -> Feature:
@@ -199,9 +265,9 @@ def update_meter(
     """Change a meter, but take no dimension away by which a feature is told from others."""
     meter = meters.get_meter(session, id_or_slug, lock=True)
     for feature in _users(session, meter):
-        for dimension in feature.filters:
+        for dimension in sorted(feature.dimensions):
             if group_by.get(dimension) != meter.group_by[dimension]:
-                message = f"the feature {feature.key!r} filters by {dimension!r}"
+                message = f"the feature {feature.key!r} uses {dimension!r}"
                 raise MeterInUseError(message, Issue(code="meter_in_use", message=message, field="$.groupBy"))
     return meters.update_meter(
         session, meter, name=name, description=description, metadata=metadata, group_by=group_by, now=now

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from metering.errors import InvalidError, Issue
 
-__all__ = ["FilterString", "condition_sql", "matches", "parse_filter", "parse_filters"]
+__all__ = ["FilterString", "condition_sql", "filter_json", "matches", "parse_filter", "parse_filters"]
 
 MAX_NESTING = 5
 """How deep $and and $or may lie in one another."""
@@ -185,6 +185,21 @@ def parse_filters(sent: object, field: str) -> dict[str, FilterString]:
     parsed = {name: _parsed(one, f"{field}.{name}", nesting=0) for name, one in sent.items()}
     _require_few(parsed.values(), field)
     return parsed
+
+
+def filter_json(condition: FilterString) -> dict[str, Any]:
+    """The JSON that parse_filter reads back as the same."""
+    return {f"${name.rstrip('_')}": _json(name, value) for name, value in _operators(condition)}
+
+
+def _json(name: str, value: Any) -> Any:
+    match name:
+        case "and_" | "or_":
+            return [filter_json(one) for one in value]
+        case "in_" | "nin":
+            return list(value)
+        case _:
+            return value
 
 
 def _require_few(conditions: Iterable[FilterString], field: str) -> None:

@@ -13,6 +13,7 @@ from billing.dispositions import EventNotFoundError, disposition_of, disposition
 from catalog.features import archive_feature, delete_meter
 from catalog.rate_card import RateCard
 from metering.event import Event
+from metering.filter_string import FilterString
 from metering.meter import MeterDefinition
 from tests.builders import (
     a_customer,
@@ -43,7 +44,7 @@ PRICED = Term(
     item_id="I",
     feature_key="tokens",
     meter=TOKENS,
-    filters={"model": ("gpt-4o",)},
+    conditions={"model": FilterString(eq="gpt-4o")},
     priced=True,
 )
 
@@ -69,7 +70,7 @@ def test_a_priced_item_whose_feature_takes_the_event_bills_it() -> None:
 
 
 def test_two_items_may_bill_one_event() -> None:
-    calls = changed(item_id="J", feature_key="calls", meter=CALLS, filters={})
+    calls = changed(item_id="J", feature_key="calls", meter=CALLS, conditions={})
     found = judge(None, SIGNED, PRICED, calls, meters={**METERS, "calls": CALLS})
     assert (found.meters, found.billed_by) == (("tokens", "calls"), (PRICED, calls))
 

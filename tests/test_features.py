@@ -20,6 +20,7 @@ from catalog.features import (
     update_meter,
 )
 from metering.errors import InvalidError
+from metering.filter_string import FilterString
 from metering.meters import MeterNotFoundError, get_meter
 from tests.builders import START, a_feature, a_meter, a_metered_feature, at_once
 
@@ -46,13 +47,13 @@ def test_a_feature_is_a_meter_narrowed_by_filters(session: Session, now: datetim
     assert feature is created
     assert (feature.name, feature.metadata_) == ("AI tokens", {"team": "ai"})
     assert feature.meter is meter
-    assert feature.filters == {"provider": ("openai",), "type": ("request",)}
+    assert feature.conditions == {"provider": FilterString(eq="openai"), "type": FilterString(eq="request")}
     assert (feature.created_at, feature.archived_at) == (now, None)
 
 
 def test_a_feature_without_a_meter_has_no_filters(session: Session) -> None:
     feature = a_feature(session, "sso")
-    assert (feature.meter_id, feature.filters) == (None, {})
+    assert (feature.meter_id, feature.conditions) == (None, {})
 
 
 def test_a_meter_may_be_named_by_its_id(session: Session) -> None:
@@ -173,8 +174,10 @@ def test_features_are_listed_by_key_and_found_by_their_meters(session: Session, 
     assert listed(list_features(session, meter_slugs=["unknown"])) == []
 
 
-def listed(features: Sequence[Feature]) -> list[str]:
-    return [feature.key for feature in features]
+def listed(found: tuple[Sequence[Feature], int]) -> list[str]:
+    page, count = found
+    assert len(page) == count
+    return [feature.key for feature in page]
 
 
 def test_a_meter_in_use_can_not_be_deleted(session: Session, now: datetime) -> None:

@@ -30,6 +30,7 @@ from catalog.plans import Plan
 from catalog.rate_card import RateCard
 from metering.event import Event
 from metering.events import VoidedEvent, append_events, keyed
+from metering.filter_string import FilterString
 from metering.ids import event_key, new_id
 from metering.meter import MeterDefinition
 from metering.meters import Meter, create_meter
@@ -80,9 +81,17 @@ class Contract(NamedTuple):
     items: list[Item]
 
 
+class Narrowed(NamedTuple):
+    """A feature: its meter, and one or the other kind of filters."""
+
+    meter: int | None
+    filters: dict[str, str] | None
+    advanced: dict[str, FilterString] | None
+
+
 class World(NamedTuple):
     deleted: list[bool]
-    features: list[tuple[int | None, dict[str, str]]]
+    features: list[Narrowed]
     contracts: list[Contract]
     events: list[Event]
     voided: dict[int, bool]
@@ -96,12 +105,23 @@ contracts = st.builds(
 )
 
 
+values = st.sampled_from(["a", "b", "", "null"])
+equal = st.builds(FilterString, eq=values)
+conditions = (
+    st.builds(FilterString, nin=st.tuples(values))
+    | st.builds(FilterString, like=st.sampled_from(["%", "_", "n%"]), ne=values)
+    | st.builds(FilterString, or_=st.tuples(equal, st.just(FilterString(gt="a"))))
+)
+
+
 @st.composite
-def features(draw: st.DrawFn) -> tuple[int | None, dict[str, str]]:
+def features(draw: st.DrawFn) -> Narrowed:
     number = draw(st.sampled_from([None, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 5]))
     dimensions = [] if number is None else sorted(DEFINITIONS[number].group_by)
-    values = st.sampled_from(["a", "b", "", "null"])
-    return number, {name: draw(values) for name in dimensions if draw(st.integers(0, 2)) == 0}
+    narrowed = [name for name in dimensions if draw(st.integers(0, 2)) == 0]
+    if draw(st.booleans()):
+        return Narrowed(number, {name: draw(values) for name in narrowed}, None)
+    return Narrowed(number, None, {name: draw(conditions) for name in narrowed})
 
 
 @st.composite
@@ -175,11 +195,12 @@ def build(session: Session, world: World, plan: Plan) -> None:
             id=new_id(START),
             key=f"f{number}",
             name="F",
-            meter=None if meter is None else meters[meter],
-            meter_group_by_filters=filters,
+            meter=None if one.meter is None else meters[one.meter],
+            meter_group_by_filters=one.filters,
+            advanced_meter_group_by_filters=one.advanced,
             **stamps,
         )
-        for number, (meter, filters) in enumerate(world.features)
+        for number, one in enumerate(world.features)
     ]
     session.add_all(made)
     for customer, subjects in CUSTOMERS.items():

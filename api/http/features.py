@@ -66,7 +66,7 @@ def list_all(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> list[FeatureBody] | FeaturePage:
     """A page object when `page` or `pageSize` is given, otherwise a plain array."""
-    found = features.list_features(session, meter_slugs=meter_slug or (), include_archived=include_archived)
+    found, _ = features.list_features(session, meter_slugs=meter_slug or (), include_archived=include_archived)
     bodies = [feature_body(feature) for feature in found]
     if page is None and page_size is None:
         return bodies[offset : offset + limit]
