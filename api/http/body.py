@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Container, Coroutine
+from collections.abc import Callable, Container, Coroutine, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 import msgspec
 from fastapi import Query, Request
+from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints, model_validator
 from starlette.responses import JSONResponse, Response
@@ -124,7 +125,7 @@ class ExactRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
 
-        known = {field.alias for field in self.dependant.query_params} | HARMLESS_PARAMETERS
+        known = {*_query_parameters(self.dependant), *HARMLESS_PARAMETERS}
 
         async def exactly(request: Request) -> Response:
             _refuse_unknown(request, known)
@@ -139,17 +140,26 @@ class ExactRoute(APIRoute):
         return exactly
 
 
+def _query_parameters(dependant: Dependant) -> Iterator[str]:
+    """Those of the route and of what it depends on."""
+    yield from (field.alias for field in dependant.query_params)
+    for other in dependant.dependencies:
+        yield from _query_parameters(other)
+
+
 HARMLESS_PARAMETERS = frozenset({"order", "orderBy", "page", "pageSize", "includeDeleted", "clientId"})
 """OpenMeter's, which here change nothing that a client could be misled by."""
 
 
 _FILTER = re.compile(r"filterGroupBy\[[^]]+\]")
+_KEY_VERSION = re.compile(r"keyVersion\[[^]]+\]")
 
 
 def _refuse_unknown(request: Request, known: Container[str]) -> None:
     """A filter that is not understood would widen the answer."""
     for name in request.query_params:
-        if name not in known and not (request.url.path.endswith("/query") and _FILTER.fullmatch(name)):
+        filters = request.url.path.endswith("/query") and _FILTER.fullmatch(name)
+        if name not in known and not filters and not ("keyVersion" in known and _KEY_VERSION.fullmatch(name)):
             message = f"the parameter {name!r} is not known here, or not available yet"
             raise InvalidError(message, Issue(code="unknown_field", message=message, field=f"$.{name}"))
 

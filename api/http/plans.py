@@ -10,10 +10,10 @@ from sqlalchemy.orm import Session
 from api.http.auth import admin, reader
 from api.http.body import RESOURCE, Body, ExactRoute, Key, Metadata, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Transaction
+from api.http.versions import ValidationError, errors_of
 from catalog import plans
 from catalog.plans import Plan, PlanStatus
 from catalog.rate_card import Phase
-from metering.errors import Issue
 
 __all__ = ["router"]
 
@@ -49,13 +49,6 @@ class PlanCreate(PlanReplaceUpdate):
     currency: str = "USD"
 
 
-class ValidationError(Body):
-    field: str
-    code: str
-    message: str
-    attributes: dict[str, str] | None = None
-
-
 class PlanBody(PlanCreate):
     READ_ONLY = frozenset()
 
@@ -89,15 +82,10 @@ def _body(session: Session, plan: Plan, now: datetime) -> PlanBody:
         status=status,
         effective_from=plan.effective_from,
         effective_to=plan.effective_to,
-        validation_errors=[_error(i) for i in plans.plan_issues(session, plan)] if status == "draft" else [],
+        validation_errors=errors_of(plans.plan_issues(session, plan)) if status == "draft" else [],
         created_at=plan.created_at,
         updated_at=plan.updated_at,
     )
-
-
-def _error(issue: Issue) -> ValidationError:
-    attributes = {"severity": issue.severity} | ({"hint": issue.hint} if issue.hint else {})
-    return ValidationError(field=issue.field, code=issue.code, message=issue.message, attributes=attributes)
 
 
 @router.get("", operation_id="listPlans", dependencies=[reader])
