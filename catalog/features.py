@@ -34,6 +34,7 @@ __all__ = [
     "get_feature",
     "latest_features",
     "list_features",
+    "set_unit_cost",
     "update_meter",
 ]
 
@@ -249,6 +250,17 @@ def features_by_id(session: Session, ids: Iterable[str]) -> dict[str, Feature]:
 def archive_feature(session: Session, feature: Feature, *, now: datetime) -> None:
     """It can't be sold any more; plans and subscriptions that have it keep it."""
     feature.archived_at = feature.archived_at or now
+    session.flush()
+
+
+def set_unit_cost(session: Session, feature: Feature, unit_cost: UnitCost | None, *, now: datetime) -> None:
+    """From now on all its usage costs that, past usage too. The feature must have its meter loaded."""
+    if feature.meter is not None:  # its dimensions stay while they are being looked at
+        session.refresh(feature.meter, with_for_update={"read": True})
+    meter = feature.meter.definition if feature.meter else None
+    if unit_cost is not None and (issues := list(check_unit_cost(unit_cost, meter))):
+        raise InvalidError(issues[0].message, *issues)
+    feature.unit_cost, feature.updated_at = unit_cost, now
     session.flush()
 
 

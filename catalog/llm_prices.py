@@ -6,7 +6,7 @@ goes first, and among those the one that began last, so that a newer one cuts an
 same instant, which a unique constraint sees to.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from functools import cache
 
@@ -14,7 +14,18 @@ from sqlalchemy import CheckConstraint, UniqueConstraint, select, tuple_
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from catalog.llm_price_facts import FACTS, STATED_AT
-from catalog.unit_cost import LlmPrice, LlmPricing, PriceSource, check_amounts, model_id, provider_id
+from catalog.unit_cost import (
+    LlmPrice,
+    LlmPricing,
+    LlmUnitCost,
+    Pricer,
+    PriceSource,
+    UnitCost,
+    check_amounts,
+    model_id,
+    model_of,
+    provider_id,
+)
 from metering.database import Base, Id, Instant, ValueType, translating
 from metering.errors import ConflictError, InvalidError, Issue, NotFoundError
 from metering.ids import derived_id, new_id
@@ -27,6 +38,7 @@ __all__ = [
     "get_price",
     "list_prices",
     "prices_of",
+    "pricing_of",
     "system_prices",
 ]
 
@@ -96,11 +108,25 @@ def system_prices() -> tuple[LlmPrice, ...]:
 
 
 def prices_of(session: Session, models: Iterable[tuple[str, str]]) -> list[LlmPrice]:
-    """All prices of these models, each named by provider and model, whenever they hold."""
-    asked = {(provider_id(provider), model_id(provider, model)) for provider, model in models}
+    """All prices of these models, whenever they hold; each is named as unit_cost.model_of does."""
+    asked = set(models)
     rows = session.scalars(select(Override).where(tuple_(Override.provider, Override.model).in_(asked)))
     listed = (price for price in system_prices() if (price.provider, price.model) in asked)
     return [*(row.price for row in rows), *listed]
+
+
+def pricing_of(
+    session: Session, costs: Mapping[str, UnitCost | None], *, at: datetime
+) -> dict[str, LlmPricing]:
+    """The pricing at that instant of each unit cost whose provider and model are fixed and known."""
+    fixed = {
+        name: cost
+        for name, cost in costs.items()
+        if isinstance(cost, LlmUnitCost) and cost.provider is not None and cost.model is not None
+    }
+    prices = prices_of(session, (model_of(cost, {}) for cost in fixed.values())) if fixed else []
+    found = {name: Pricer(cost, prices).price({}, at) for name, cost in fixed.items()}
+    return {name: price.pricing for name, price in found.items() if price is not None}
 
 
 def list_prices(

@@ -37,6 +37,7 @@ __all__ = [
     "cost_rows",
     "cuts",
     "model_id",
+    "model_of",
     "properties_of",
     "provider_id",
     "token_type_of",
@@ -229,6 +230,19 @@ def properties_of(cost: UnitCost | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in named if name is not None))
 
 
+def model_of(cost: UnitCost, group: Mapping[str, str]) -> tuple[str, str]:
+    """The provider and the model that such usage is of, as prices know them; a manual cost has none."""
+    if isinstance(cost, ManualUnitCost):
+        return "", ""
+    provider = provider_id(_told(cost, group, "provider"))
+    return provider, model_id(provider, _told(cost, group, "model"))
+
+
+def _told(cost: LlmUnitCost, group: Mapping[str, str], name: str) -> str:
+    told_by = getattr(cost, f"{name}_property")
+    return str(getattr(cost, name) if told_by is None else group[told_by])
+
+
 # -- Prices --------------------------------------------------------------------------------------------------
 
 
@@ -251,16 +265,16 @@ class Pricer:
 
     def price(self, group: Mapping[str, str], at: datetime) -> LlmPrice | None:
         """The price of the group's model that applies at that instant."""
-        found = self._prices.get(self._model(group), ())
+        found = self._prices.get(model_of(self.cost, group), ())
         return next((price for price in found if price.holds(at)), None)
 
     def per_unit(self, group: Mapping[str, str], at: datetime) -> "Decimal | Unpriced":
         if isinstance(self.cost, ManualUnitCost):
             return self.cost.amount
-        named = self._of(group, "token_type")
+        named = _told(self.cost, group, "token_type")
         if (token_type := token_type_of(named)) is None:
             return Unpriced(f"{named!r} is no kind of token")
-        provider, model = self._model(group)
+        provider, model = model_of(self.cost, group)
         if (price := self.price(group, at)) is None:
             return Unpriced(f"no price is known of the model {model!r} of {provider!r}")
         amount = price.pricing.of(token_type)
@@ -269,20 +283,10 @@ class Pricer:
 
     def changes(self, group: Mapping[str, str], within: Period) -> Iterator[datetime]:
         """The instants inside a window, its start excluded, at which a unit's price may change."""
-        for price in self._prices.get(self._model(group), ()):
+        for price in self._prices.get(model_of(self.cost, group), ()):
             for at in (price.effective_from, price.effective_to):
                 if at is not None and within.start < at < within.end:
                     yield at
-
-    def _model(self, group: Mapping[str, str]) -> tuple[str, str]:
-        if isinstance(self.cost, ManualUnitCost):
-            return ("", "")
-        provider = provider_id(self._of(group, "provider"))
-        return provider, model_id(provider, self._of(group, "model"))
-
-    def _of(self, group: Mapping[str, str], name: str) -> str:
-        told_by = getattr(self.cost, f"{name}_property")
-        return str(getattr(self.cost, name) if told_by is None else group[told_by])
 
 
 @dataclass(frozen=True, slots=True)
