@@ -6,6 +6,8 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
 import api.keys
+import billing.invoice
+import billing.numbering
 import billing.subscriptions
 import catalog.llm_prices
 import catalog.plans
@@ -18,6 +20,8 @@ from metering.database import Base, ValueType
 
 TABLES = (
     api.keys,
+    billing.invoice,
+    billing.numbering,
     billing.subscriptions,
     catalog.llm_prices,
     catalog.plans,

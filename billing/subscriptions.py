@@ -31,6 +31,7 @@ __all__ = [
     "create_subscription",
     "get_subscription",
     "has_subscription",
+    "phase_ends",
     "subscriptions_of",
 ]
 
@@ -49,6 +50,7 @@ class Subscription(Base):
         Index(
             "subscriptions_open_ended_key", "customer_id", unique=True, postgresql_where="active_to IS NULL"
         ),
+        Index(None, "next_billing_at", postgresql_where="next_billing_at IS NOT NULL"),
     )
 
     id: Mapped[Id] = mapped_column(primary_key=True)
@@ -63,6 +65,7 @@ class Subscription(Base):
     pro_rating: Mapped[bool]
     active_from: Mapped[Instant]
     active_to: Mapped[Instant | None]
+    next_billing_at: Mapped[Instant | None]
     created_at: Mapped[Instant]
     updated_at: Mapped[Instant]
 
@@ -186,6 +189,7 @@ def create_subscription(
         billing_anchor=(billing_anchor or start).replace(microsecond=0),
         pro_rating=plan.pro_rating,
         active_from=start,
+        next_billing_at=start,
         created_at=now,
         updated_at=now,
         phases=_phases(_phases_from(plan, starting_phase), plan, start, now),
@@ -208,7 +212,7 @@ def _phases(
     of_plan: tuple[Phase, ...], plan: Plan, start: datetime, now: datetime
 ) -> list[SubscriptionPhase]:
     phases = []
-    for position, (phase, end) in enumerate(zip(of_plan, _ends(of_plan, start), strict=True)):
+    for position, (phase, end) in enumerate(zip(of_plan, phase_ends(of_plan, start), strict=True)):
         phases.append(
             SubscriptionPhase(
                 id=new_id(now),
@@ -228,7 +232,7 @@ def _phases(
     return phases
 
 
-def _ends(phases: Iterable[Phase], start: datetime) -> Iterator[datetime | None]:
+def phase_ends(phases: Iterable[Phase], start: datetime) -> Iterator[datetime | None]:
     """When each phase ends. Months that follow months are counted from one day, so that they don't drift."""
     anchor, months = start, 0
     for phase in phases:

@@ -1,0 +1,219 @@
+"""Billing: the life of subscriptions, profiles and apps, invoices, payments, credit notes, runs."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects.postgresql import JSONB
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+INSTANT = sa.DateTime(timezone=True)
+ID = sa.CHAR(26)
+
+
+def upgrade() -> None:
+    _subscriptions()
+    _profiles()
+    _invoices()
+
+
+def _subscriptions() -> None:
+    op.add_column("subscriptions", sa.Column("next_billing_at", INSTANT, nullable=True))
+    op.execute("UPDATE subscriptions SET next_billing_at = active_from")
+    op.create_index(
+        "subscriptions_next_billing_at_idx",
+        "subscriptions",
+        ["next_billing_at"],
+        postgresql_where=sa.text("next_billing_at IS NOT NULL"),
+    )
+
+
+def _profiles() -> None:
+    op.create_table(
+        "apps",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("type", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=True),
+        sa.Column("metadata", JSONB(), nullable=True),
+        sa.Column("draft_sync_hook", sa.Boolean(), nullable=False),
+        sa.Column("issuing_sync_hook", sa.Boolean(), nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("updated_at", INSTANT, nullable=False),
+        sa.Column("deleted_at", INSTANT, nullable=True),
+        sa.PrimaryKeyConstraint("id", name="apps_pkey"),
+    )
+    op.create_table(
+        "billing_profiles",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=True),
+        sa.Column("metadata", JSONB(), nullable=True),
+        sa.Column("supplier", JSONB(), nullable=False),
+        sa.Column("workflow", JSONB(), nullable=False),
+        sa.Column(
+            "app_id", ID, sa.ForeignKey("apps.id", name="billing_profiles_app_id_fkey"), nullable=False
+        ),
+        sa.Column("is_default", sa.Boolean(), nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("updated_at", INSTANT, nullable=False),
+        sa.Column("deleted_at", INSTANT, nullable=True),
+        sa.PrimaryKeyConstraint("id", name="billing_profiles_pkey"),
+    )
+    op.create_index(
+        "billing_profiles_default_key",
+        "billing_profiles",
+        ["is_default"],
+        unique=True,
+        postgresql_where=sa.text("is_default AND deleted_at IS NULL"),
+    )
+    op.create_table(
+        "customer_overrides",
+        sa.Column(
+            "customer_id",
+            ID,
+            sa.ForeignKey("customers.id", name="customer_overrides_customer_id_fkey"),
+            nullable=False,
+        ),
+        sa.Column(
+            "billing_profile_id",
+            ID,
+            sa.ForeignKey("billing_profiles.id", name="customer_overrides_billing_profile_id_fkey"),
+            nullable=True,
+        ),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("updated_at", INSTANT, nullable=False),
+        sa.PrimaryKeyConstraint("customer_id", name="customer_overrides_pkey"),
+    )
+    op.create_index("customer_overrides_billing_profile_id_idx", "customer_overrides", ["billing_profile_id"])
+
+
+TOTALS = ("amount", "charges", "discounts", "credits", "taxes_inclusive", "taxes_exclusive")
+
+
+def _invoices() -> None:
+    op.execute(sa.schema.CreateSequence(sa.Sequence("draft_numbers")))
+    op.create_table(
+        "number_sequences",
+        sa.Column("scope", sa.Text(), nullable=False),
+        sa.Column("last", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("scope", name="number_sequences_pkey"),
+    )
+    op.create_table(
+        "invoices",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("type", sa.Text(), nullable=False),
+        sa.Column(
+            "customer_id",
+            ID,
+            sa.ForeignKey("customers.id", name="invoices_customer_id_fkey"),
+            nullable=False,
+        ),
+        sa.Column("currency", sa.Text(), nullable=False),
+        sa.Column("number", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=True),
+        sa.Column("metadata", JSONB(), nullable=True),
+        sa.Column("supplier", JSONB(), nullable=False),
+        sa.Column("customer", JSONB(), nullable=False),
+        sa.Column(
+            "billing_profile_id",
+            ID,
+            sa.ForeignKey("billing_profiles.id", name="invoices_billing_profile_id_fkey"),
+            nullable=False,
+        ),
+        sa.Column("app_id", ID, sa.ForeignKey("apps.id", name="invoices_app_id_fkey"), nullable=False),
+        sa.Column("workflow", JSONB(), nullable=False),
+        sa.Column("validation_issues", JSONB(), nullable=False),
+        sa.Column("external_ids", JSONB(), nullable=False),
+        sa.Column("period_start", INSTANT, nullable=True),
+        sa.Column("period_end", INSTANT, nullable=True),
+        sa.Column("collection_at", INSTANT, nullable=True),
+        sa.Column("draft_until", INSTANT, nullable=True),
+        sa.Column("due_at", INSTANT, nullable=True),
+        sa.Column("next_action_at", INSTANT, nullable=True),
+        sa.Column("quantity_snapshotted_at", INSTANT, nullable=True),
+        sa.Column("issued_at", INSTANT, nullable=True),
+        sa.Column("sent_to_customer_at", INSTANT, nullable=True),
+        sa.Column("voided_at", INSTANT, nullable=True),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("updated_at", INSTANT, nullable=False),
+        sa.Column("deleted_at", INSTANT, nullable=True),
+        *(sa.Column(name, sa.Numeric(), nullable=False) for name in TOTALS),
+        sa.PrimaryKeyConstraint("id", name="invoices_pkey"),
+    )
+    op.create_index("invoices_number_key", "invoices", ["number"], unique=True)
+    op.create_index("invoices_customer_id_idx", "invoices", ["customer_id"])
+    op.create_index(
+        "invoices_next_action_at_idx",
+        "invoices",
+        ["next_action_at"],
+        postgresql_where=sa.text("next_action_at IS NOT NULL"),
+    )
+    _invoice_lines()
+
+
+def _invoice_lines() -> None:
+    op.create_table(
+        "invoice_lines",
+        sa.Column("id", ID, nullable=False),
+        sa.Column(
+            "invoice_id",
+            ID,
+            sa.ForeignKey("invoices.id", name="invoice_lines_invoice_id_fkey"),
+            nullable=False,
+        ),
+        sa.Column("position", sa.Integer(), nullable=False),
+        sa.Column("identity", sa.Text(), nullable=False),
+        sa.Column("sequence", sa.Integer(), nullable=False),
+        sa.Column("managed_by", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=True),
+        sa.Column("metadata", JSONB(), nullable=True),
+        sa.Column("subscription_id", ID, nullable=True),
+        sa.Column("phase_id", ID, nullable=True),
+        sa.Column("item_id", ID, nullable=True),
+        sa.Column("feature_id", ID, nullable=True),
+        sa.Column("rate_card", JSONB(), nullable=False),
+        sa.Column("share", sa.Text(), nullable=False),
+        sa.Column("period_start", INSTANT, nullable=False),
+        sa.Column("period_end", INSTANT, nullable=False),
+        sa.Column("service_start", INSTANT, nullable=False),
+        sa.Column("service_end", INSTANT, nullable=False),
+        sa.Column("billing_start", INSTANT, nullable=False),
+        sa.Column("billing_end", INSTANT, nullable=False),
+        sa.Column("invoice_at", INSTANT, nullable=False),
+        sa.Column("usage", JSONB(), nullable=True),
+        sa.Column("last", sa.Boolean(), nullable=False),
+        sa.Column("quantity", sa.Numeric(), nullable=False),
+        sa.Column("quantity_before", sa.Numeric(), nullable=False),
+        sa.Column("usage_discount", sa.Numeric(), nullable=False),
+        sa.Column("usage_discount_before", sa.Numeric(), nullable=False),
+        sa.Column("details", JSONB(), nullable=False),
+        sa.Column("taxes", JSONB(), nullable=False),
+        *(sa.Column(name, sa.Numeric(), nullable=False) for name in TOTALS),
+        sa.Column("released_at", INSTANT, nullable=True),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("updated_at", INSTANT, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="invoice_lines_pkey"),
+    )
+    op.create_index("invoice_lines_invoice_id_idx", "invoice_lines", ["invoice_id"])
+    op.create_index("invoice_lines_identity_key", "invoice_lines", ["identity", "sequence"], unique=True)
+    op.create_index("invoice_lines_subscription_id_idx", "invoice_lines", ["subscription_id"])
+
+
+def downgrade() -> None:
+    for table in (
+        "invoice_lines",
+        "invoices",
+        "number_sequences",
+        "customer_overrides",
+        "billing_profiles",
+        "apps",
+    ):
+        op.drop_table(table)
+    op.execute(sa.schema.DropSequence(sa.Sequence("draft_numbers")))
+    op.drop_index("subscriptions_next_billing_at_idx", table_name="subscriptions")
+    op.drop_column("subscriptions", "next_billing_at")
