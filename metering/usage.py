@@ -7,12 +7,14 @@ since the cube was folded, comes from the events themselves. An answer is what i
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row, TextClause, text
 from sqlalchemy.orm import Session
 
-from metering.cubes.segments import Segments, segments
+from metering.cubes.segments import DAY, Segments, segments
 from metering.errors import InvalidError, Issue
 from metering.expressions import (
     ALL_EVENTS,
@@ -53,7 +55,7 @@ ATTEMPTS = 10
 _COLUMNS: Mapping[str, Mapping[str, str]] = {
     "COUNT": {"events": "1"},
     "UNIQUE_COUNT": {"digest": "digest"},
-    "SUM": {"sum": "number", "numbers": "CASE WHEN number IS NULL THEN 0 ELSE 1 END"},
+    "SUM": {"sum": "number"},
     "AVG": {"sum": "number", "numbers": "CASE WHEN number IS NULL THEN 0 ELSE 1 END"},
     "MIN": {"min": "number"},
     "MAX": {"max": "number"},
@@ -75,7 +77,10 @@ _VALUES: Mapping[str, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cube:
-    """`first` is the earliest event in the question's first hour, `last` the latest in its last."""
+    """`first` is the earliest event in the question's first hour, `last` the latest in its last.
+
+    `dense` says that a series has many days, as far as is known.
+    """
 
     id: int
     paths: list[str]
@@ -84,6 +89,7 @@ class _Cube:
     closed_to: datetime
     first: datetime | None
     last: datetime | None
+    dense: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +151,7 @@ def query_usage(session: Session, meter: MeterDefinition, query: UsageQuery) -> 
         # Without a snapshot, the next statement may see events before and behind the calendar.
         query = replace(query, start=query.start or cut[0].start, end=query.end or cut[-1].end)
     question = _Question(meter, query, cut)
-    rows = [_row(question, one) for one in _answer(session, question) if one.value is not None]
-    return in_order(rows) or empty_answer(meter, query)
+    return _rows(question, _answer(session, question)) or empty_answer(meter, query)
 
 
 def usage_groups(session: Session, meter: MeterDefinition, query: UsageQuery, name: str) -> list[str]:
@@ -186,10 +191,16 @@ def _answer(session: Session, question: _Question) -> Sequence[Row[Any]]:
 
 
 def _known(session: Session, question: _Question) -> _Known:
+    """What is known now; and how the statement that follows shall be planned.
+
+    For a statement that is run often, PostgreSQL keeps one plan that is right for short periods. All subjects
+    over a month take half as long again by it, so that theirs is made anew.
+    """
     meter, query = question.meter, question.query
     if query.window_size == "MINUTE" or query.as_of is not None:
         return _RAW
     statement = Statement()
+    plans = statement.bind("force_custom_plan" if query.counted_subjects is None else "auto", "text")
     value = statement.bind(meter.value_property, "text")
     begin = statement.bind(hour_of(question.period.start), "timestamptz")
     end = statement.bind(hour_of(question.period.end), "timestamptz")
@@ -197,12 +208,15 @@ def _known(session: Session, question: _Question) -> _Known:
         SELECT (SELECT coalesce(array_agg(batch ORDER BY batch), '{{}}') FROM pending_batches) AS pending,
                id, paths, version, hours_from, closed_to, distinct_values, latest_values,
                (SELECT first FROM usage_cube_hours WHERE cube_id = c.id AND start = {begin}) AS first,
-               (SELECT last FROM usage_cube_hours WHERE cube_id = c.id AND start = {end}) AS last
+               (SELECT last FROM usage_cube_hours WHERE cube_id = c.id AND start = {end}) AS last,
+               (SELECT d.reltuples > {_DENSE} * s.reltuples FROM pg_class AS d, pg_class AS s WHERE
+                d.oid = CAST('usage_days' AS regclass) AND s.oid = CAST('usage_series' AS regclass)) AS dense,
+               set_config('plan_cache_mode', {plans}, true)
         FROM usage_cubes AS c WHERE built_to IS NULL AND value_property IS NOT DISTINCT FROM {value}
           AND event_type = {statement.bind(meter.event_type, "text")} ORDER BY cardinality(paths), id"""
     named = (*query.group_by, *query.filters, *query.conditions)
     needed = {meter.group_by[name] for name in named if name in meter.group_by}
-    for row in session.execute(text(sql), statement.parameters):
+    for row in session.execute(_text_of(sql), statement.parameters):
         able = {"UNIQUE_COUNT": row.distinct_values, "LATEST": row.latest_values}
         if needed.issubset(row.paths) and able.get(meter.aggregation, True):
             cube = _Cube(
@@ -213,6 +227,7 @@ def _known(session: Session, question: _Question) -> _Known:
                 closed_to=row.closed_to,
                 first=row.first,
                 last=row.last,
+                dense=row.dense,
             )
             return _Known(cube, row.pending)
     return _RAW
@@ -233,7 +248,7 @@ def _execute(session: Session, question: _Question, known: _Known) -> Sequence[R
                    true AS found
             FROM ({" UNION ALL ".join(parts)}) AS parts GROUP BY {keys} LIMIT {MAX_ROWS + 1}
         ) AS answer ON true"""
-    rows = session.execute(text(sql), statement.parameters).all()
+    rows = session.execute(_text_of(sql), statement.parameters).all()
     if not rows[0].holds:
         return None
     if len(rows) > MAX_ROWS:
@@ -241,6 +256,12 @@ def _execute(session: Session, question: _Question, known: _Known) -> Sequence[R
         hint = "Shorten the period, filter, or group by less."
         raise InvalidError(message, Issue(code="too_many_rows", message=message, hint=hint))
     return rows if rows[0].found else ()
+
+
+@lru_cache(maxsize=64)
+def _text_of(sql: str) -> TextClause:
+    """Questions of one kind are the same text, which then is searched for its parameters but once."""
+    return text(sql)
 
 
 def _still(statement: Statement, known: _Known) -> str:
@@ -271,7 +292,9 @@ def _parts(statement: Statement, question: _Question, known: _Known) -> Iterator
 
 def _segments(question: _Question, cube: _Cube) -> Segments:
     whole = _widened(question, cube)
-    inside = [window.start for window in question.cut if whole.start < window.start < whole.end]
+    # A midnight cuts neither a day nor an hour, and windows of days have many.
+    starts = [window.start for window in question.cut if (window.start - FIRST_INSTANT) % DAY]
+    inside = [start for start in starts if whole.start < start < whole.end]
     found = segments([whole.start, *inside, whole.end], hours_from=cube.hours_from, closed_to=cube.closed_to)
     return replace(found, raw=[part for part in map(question.clipped, found.raw) if part.start < part.end])
 
@@ -300,14 +323,48 @@ def _from_buckets(
     keys = [_window(statement, question, "b.start")]
     keys += [_key(statement, question, name, "s.subject", dimension) for name in question.query.group_by]
     named = [f"{key} AS {name}" for key, name in zip(keys, question.keys, strict=True)]
-    wheres = [f"s.cube_id = {statement.bind(cube.id, 'bigint')}", *_in_periods(statement, periods)]
+    series = [f"s.cube_id = {statement.bind(cube.id, 'bigint')}"]
     if (subjects := question.query.counted_subjects) is not None:
-        wheres.append(f"s.subject = ANY({statement.bind(list(subjects), 'text[]')})")
-    wheres += _filters(statement, question, dimension)
-    where = " AND ".join(wheres)
+        series.append(f"s.subject = ANY({statement.bind(list(subjects), 'text[]')})")
+    series += _filters(statement, question, dimension)
+    within = _in_periods(statement, periods)
+    if table == "usage_days" and cube.dense and _adds_up_first(question, periods):
+        yield _added_up_first(named, list(question.columns), " AND ".join(series), " AND ".join(within))
+        return
+    where = " AND ".join([*series, *within])
     for source, columns in _bucket_columns(question, table):
         yield f"""SELECT {", ".join(named + columns)}
             FROM usage_series AS s JOIN {source} AS b ON b.series_id = s.id WHERE {where}"""
+
+
+_INDEXED = {"events", "numbers", "sum"}
+"""What a day's index holds besides series and start."""
+
+_MANY_DAYS, _DENSE = timedelta(days=7), 7
+"""For fewer of all subjects, or of a series, to read the days themselves is faster than by series."""
+
+
+def _adds_up_first(question: _Question, periods: Sequence[Period]) -> bool:
+    every = question.query.counted_subjects is None and question.query.window_size is None
+    return (
+        every and _INDEXED.issuperset(question.columns) and periods[-1].end - periods[0].start >= _MANY_DAYS
+    )
+
+
+def _added_up_first(named: Sequence[str], columns: Sequence[str], series: str, within: str) -> str:
+    """Each series' days are added up before they meet their subject and dimensions.
+
+    Text is then grouped once for a series, not once for each of its days. An array of all series, in order,
+    makes it one walk over the index, which has them in that order and needs no sorting.
+    """
+    sums = [f"sum(b.{column}) AS {column}" for column in columns]
+    return f"""(WITH s AS MATERIALIZED (
+            SELECT s.id, s.subject, s.dimensions FROM usage_series AS s WHERE {series})
+        SELECT {", ".join([*named, *(f"b.{column}" for column in columns)])}
+        FROM s JOIN (
+            SELECT b.series_id, {", ".join(sums)} FROM usage_days AS b
+            WHERE b.series_id = ANY(ARRAY(SELECT id FROM s)) AND {within} GROUP BY b.series_id
+        ) AS b ON b.series_id = s.id)"""
 
 
 _DISTINCT = {"usage_days": "usage_day_values", "usage_hours": "usage_hour_values"}
@@ -438,17 +495,30 @@ def _filters(statement: Statement, question: _Question, dimension: Callable[[str
         yield condition_sql(condition, dimension(name), statement.bind)
 
 
-def _row(question: _Question, found: Row[Any]) -> UsageRow:
-    group = {name: getattr(found, f"k{i + 1}") for i, name in enumerate(question.query.group_by)}
-    value = average(found.value, found.numbers) if question.meter.aggregation == "AVG" else found.value
-    return UsageRow(window=_period(question, found), group=group, value=value)
+def _rows(question: _Question, found: Sequence[Row[Any]]) -> list[UsageRow]:
+    """By position, as _execute selects them, for there may be many: `holds`, keys, value, numbers, span."""
+    names = question.query.group_by
+    value = 2 + len(names)
+    if not question.spanning:  # keys are in the order of windows and groups, and quicker to compare
+        found = sorted(found, key=itemgetter(slice(1, value)))
+    averaging = question.meter.aggregation == "AVG"
+    rows = [
+        UsageRow(
+            window=_period(question, one),
+            group=dict(zip(names, one[2:value], strict=True)),
+            value=average(one[value], one[value + 1]) if averaging else one[value],
+        )
+        for one in found
+        if one[value] is not None
+    ]
+    return in_order(rows) if question.spanning else rows
 
 
-def _period(question: _Question, found: Row[Any]) -> Period:
+def _period(question: _Question, found: Sequence[Any]) -> Period:
     match question.query.window_size:
         case None:
-            return span(question.query, found.first, found.last)
+            return span(question.query, found[-3], found[-2])
         case "MINUTE":
-            return window_of(found.k0, "MINUTE", zone_of(question.query.zone))
+            return window_of(found[1], "MINUTE", zone_of(question.query.zone))
         case _:
-            return question.cut[int(found.k0) - 1]
+            return question.cut[int(found[1]) - 1]

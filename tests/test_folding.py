@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from psycopg import Connection
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 from sqlalchemy.orm import Session
 
 from metering.cubes import narrowing
@@ -432,3 +432,40 @@ def test_old_events_move_out_of_the_way_and_are_still_repeats(
     assert asked(engine, UsageQuery(end=datetime(2026, 3, 1, 10, 10, tzinfo=UTC))) == ["5"]
     void(worker, "1")
     assert asked(engine) == ["16"]
+
+
+@pytest.mark.parametrize("analyzed", [True, False])
+def test_all_subjects_month_is_added_up_by_series_first_where_series_have_many_days(
+    engine: Engine, connections: Callable[[], Connection[Any]], *, analyzed: bool
+) -> None:
+    """Both ways give the same, over days, hours, and what no cube has seen."""
+    worker = connections()
+    counts = [replace(TOKENS, aggregation="AVG"), replace(TOKENS, aggregation="COUNT"), TOKENS]
+    declare(worker, [TOKENS])
+    events = [
+        used(f"{day} {model} {subject}", f"2026-02-{day:02}T10:30", day, model=model, subject=subject)
+        for day in range(1, 27)
+        for model, subject in (("a", "ada"), ("b", "ada"), ("b", "bob"))
+    ] + [used("now", f"{NOW:%Y-%m-%d}T03:00", 70)]
+    append(worker, *events)
+    settle(worker, NOW)
+    late = used("late", "2026-02-03T04:05", 900, subject="bob")
+    append(worker, late)
+    if analyzed:
+        worker.execute("ANALYZE usage_series, usage_days")
+    else:  # as when every series has but one day
+        worker.execute("UPDATE pg_class SET reltuples = 78 WHERE relname IN ('usage_series', 'usage_days')")
+    month = UsageQuery(start=datetime(2026, 2, 1, tzinfo=UTC), end=NOW)
+    queries = [
+        replace(month, **more)
+        for more in ({}, {"group_by": ("subject",)}, {"filters": {"model": ("b",)}, "group_by": ("model",)})
+    ]
+    statements: list[str] = []
+    with Session(engine) as session:
+        event.listen(
+            session.connection(), "before_cursor_execute", lambda *given: statements.append(given[2])
+        )
+        for one in counts:
+            for query in queries:
+                assert query_usage(session, one, query) == fold(one, query, [*events, late])
+    assert sum("GROUP BY b.series_id" in statement for statement in statements) == (9 if analyzed else 0)

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from metering.period import FIRST_INSTANT, Period
 
-__all__ = ["Segments", "segments"]
+__all__ = ["DAY", "Segments", "segments"]
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
