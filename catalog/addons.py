@@ -11,12 +11,9 @@ from catalog.issues import barring
 from catalog.rate_card import RateCard
 from catalog.versions import (
     Version,
-    VersionFilter,
-    VersionOrder,
     VersionStatus,
     get_version,
     indexes_of_versions,
-    list_versions,
     next_version,
     publish_version,
 )
@@ -35,7 +32,6 @@ __all__ = [
     "delete_addon",
     "get_addon",
     "issues_of_addons",
-    "list_addons",
     "publish_addon",
     "update_addon",
 ]
@@ -211,29 +207,6 @@ def _issues(addon: Addon, features: Mapping[str, Feature]) -> list[Issue]:
         currency=addon.currency,
         rate_cards=addon.rate_cards,
         features={key: feature.facts for key, feature in features.items()},
-    )
-
-
-def list_addons(
-    session: Session,
-    wanted: VersionFilter,
-    *,
-    order_by: VersionOrder | None = None,
-    descending: bool = False,
-    offset: int = 0,
-    limit: int = 100,
-    now: datetime,
-) -> tuple[Sequence[Addon], int]:
-    """One page, by key and version unless told otherwise, and how many there are."""
-    return list_versions(
-        session,
-        Addon,
-        wanted,
-        order_by=order_by,
-        descending=descending,
-        offset=offset,
-        limit=limit,
-        now=now,
     )
 
 

@@ -2,18 +2,20 @@
 
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TypeVar
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
 from billing.customer import Customer, get_customer
 from billing.customer_changes import CustomerDetails, create_customer
 from billing.subscriptions import Subscription, create_subscription
+from catalog.addons import Addon, create_addon, publish_addon
 from catalog.features import Feature, create_feature
 from catalog.plans import Plan, create_plan, publish_plan
 from catalog.price import FlatPrice, PaymentTerm, UnitPrice
@@ -132,6 +134,38 @@ def a_plan(
     return publish_plan(session, draft, now=now)
 
 
+def an_addon_draft(
+    session: Session,
+    *cards: RateCard,
+    key: str = "seats",
+    currency: str = "USD",
+    instance_type: str = "single",
+    now: datetime = START,
+) -> Addon:
+    return create_addon(
+        session,
+        key=key,
+        name=key.capitalize(),
+        currency=currency,
+        instance_type=instance_type,
+        rate_cards=cards or (fee(),),
+        now=now,
+    )
+
+
+def an_addon(
+    session: Session,
+    *cards: RateCard,
+    key: str = "seats",
+    currency: str = "USD",
+    instance_type: str = "single",
+    now: datetime = START,
+) -> Addon:
+    """Published at once."""
+    draft = an_addon_draft(session, *cards, key=key, currency=currency, instance_type=instance_type, now=now)
+    return publish_addon(session, draft, now=now)
+
+
 def a_customer(
     session: Session, *subjects: str, key: str | None = None, currency: str | None = None
 ) -> Customer:
@@ -215,3 +249,16 @@ def _somebody_waits(engine: Engine) -> bool:
     )
     with engine.connect() as connection:
         return bool(connection.execute(text(waiting)).scalar_one())
+
+
+@contextmanager
+def counted_statements(engine: Engine) -> Iterator[list[str]]:
+    """What is sent to the database while the block runs."""
+    sent: list[str] = []
+
+    def note(*arguments: object) -> None:
+        sent.append(str(arguments[2]))
+
+    event.listen(engine, "before_cursor_execute", note)
+    yield sent
+    event.remove(engine, "before_cursor_execute", note)

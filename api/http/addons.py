@@ -18,7 +18,7 @@ from catalog.addon import AddonInstanceType
 from catalog.addons import Addon
 from catalog.rate_card import RateCard
 from catalog.rate_card_rules import KEY, MAX_KEY_LENGTH
-from catalog.versions import VersionStatus
+from catalog.versions import VersionStatus, list_versions
 
 __all__ = ["AddonBody", "addon_bodies", "router"]
 
@@ -101,7 +101,7 @@ def list_all(
     currency: Annotated[list[str] | None, Query()] = None,
 ) -> AddonPage:
     wanted = replace(listing.wanted, statuses=status or (), currencies=currency or ())
-    found, count = addons.list_addons(session, wanted, now=now, **listing.options)
+    found, count = list_versions(session, Addon, wanted, now=now, **listing.options)
     items = addon_bodies(session, found, now)
     return AddonPage(total_count=count, page=listing.page, page_size=listing.page_size, items=items)
 
