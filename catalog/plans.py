@@ -1,79 +1,55 @@
-"""Plans as they are stored: drafts that may change, and published versions that never do.
-
-A key has at most one draft and one active version; publishing a draft archives the version before it at the
-same instant. Both rules are unique indexes.
-"""
+"""Plans as they are stored: versions of a key (versions.py), each with phases of rate cards."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Literal
 
-from sqlalchemy import ColumnElement, Index, and_, func, or_, select, true
-from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from catalog.features import Feature, latest_features
+from catalog.issues import barring
 from catalog.plan import check_plan
+from catalog.plan_addon import PlanTerms, incompatible_addons
+from catalog.plan_addons import offers_of
 from catalog.rate_card import Phase
-from catalog.rate_card_rules import KEY, MAX_KEY_LENGTH
-from metering.database import Base, Id, Instant, ValueType, translating
+from catalog.rate_card_rules import check_key
+from catalog.versions import (
+    Version,
+    VersionStatus,
+    get_version,
+    indexes_of_versions,
+    next_version,
+    publish_version,
+)
+from metering.database import Base, ValueType, translating
 from metering.errors import ConflictError, ForbiddenError, InvalidError, Issue, NotFoundError
 from metering.ids import new_id
 
 __all__ = [
     "Plan",
     "PlanDraftExistsError",
-    "PlanNotDraftError",
     "PlanNotFoundError",
-    "PlanStatus",
+    "PlanNotLatestError",
+    "PlanStatusError",
+    "archive_plan",
     "create_plan",
+    "delete_plan",
     "get_plan",
-    "list_plans",
+    "issues_of_plans",
+    "next_plan",
     "plan_issues",
+    "plan_terms",
     "publish_plan",
     "update_plan",
 ]
 
-PlanStatus = Literal["draft", "active", "archived", "scheduled"]
 
-
-class Plan(Base):
-    """`feature_ids` pins the features that its rate cards meant when it was last written, by key."""
-
+class Plan(Version, Base):
     __tablename__ = "plans"
-    __table_args__ = (
-        Index("plans_version_key", "key", "version", unique=True),
-        Index("plans_draft_key", "key", unique=True, postgresql_where="effective_from IS NULL"),
-        Index(
-            "plans_active_key",
-            "key",
-            unique=True,
-            postgresql_where="effective_from IS NOT NULL AND effective_to IS NULL",
-        ),
-    )
+    __table_args__ = indexes_of_versions("plans")
 
-    id: Mapped[Id] = mapped_column(primary_key=True)
-    key: Mapped[str]
-    version: Mapped[int]
-    name: Mapped[str]
-    description: Mapped[str | None]
-    metadata_: Mapped[dict[str, str] | None] = mapped_column("metadata")
-    currency: Mapped[str]
     billing_cadence: Mapped[str]
     pro_rating: Mapped[bool]
     phases: Mapped[tuple[Phase, ...]] = mapped_column(ValueType(tuple[Phase, ...]))
-    feature_ids: Mapped[dict[str, str]] = mapped_column(JSONB)
-    effective_from: Mapped[Instant | None]
-    effective_to: Mapped[Instant | None]
-    created_at: Mapped[Instant]
-    updated_at: Mapped[Instant]
-
-    def status(self, now: datetime) -> PlanStatus:
-        if self.effective_from is None:
-            return "draft"
-        if self.effective_from > now:
-            return "scheduled"
-        return "active" if self.effective_to is None or now < self.effective_to else "archived"
 
 
 class PlanNotFoundError(NotFoundError):
@@ -84,7 +60,11 @@ class PlanDraftExistsError(ConflictError):
     pass
 
 
-class PlanNotDraftError(ForbiddenError):
+class PlanStatusError(ForbiddenError):
+    pass
+
+
+class PlanNotLatestError(ConflictError):
     pass
 
 
@@ -102,14 +82,12 @@ def create_plan(
     now: datetime,
 ) -> Plan:
     """A draft: the next version of its key."""
-    if not KEY.fullmatch(key) or len(key) > MAX_KEY_LENGTH:
-        issue = Issue(code="invalid_key", message=f"{key!r} is not a usable key", field="$.key")
-        raise InvalidError(issue.message, issue)
-    latest = session.scalar(select(func.max(Plan.version)).where(Plan.key == key))
+    if issues := list(check_key(key, "$")):
+        raise InvalidError(issues[0].message, *issues)
     plan = Plan(
         id=new_id(now),
         key=key,
-        version=(latest or 0) + 1,
+        version=next_version(session, Plan, key),
         name=name,
         description=description,
         metadata_=metadata,
@@ -145,7 +123,7 @@ def update_plan(
     now: datetime,
 ) -> Plan:
     """Replace a draft. The plan must have been loaded with a lock."""
-    _require_draft(plan, now, "changed")
+    _require_status(plan, now, "draft", "changed", NEXT)
     plan.name = name
     plan.description = description
     plan.metadata_ = None if metadata is None else dict(metadata)
@@ -160,38 +138,100 @@ def update_plan(
 
 def publish_plan(session: Session, plan: Plan, *, now: datetime) -> Plan:
     """From `now` on it is the one that is sold; every open problem bars this."""
-    _require_draft(plan, now, "published")
+    _require_status(plan, now, "draft", "published", NEXT)
     features = _features_of(session, plan, lock=True)
-    if issues := _issues(plan, features):
+    offers = offers_of(session, plan.id, lock=True, now=now)
+    if issues := [
+        *barring(_issues(plan, features)),
+        *incompatible_addons(plan_terms(session, plan, now=now), offers),
+    ]:
         raise InvalidError(f"the plan can't be published: {issues[0].message}", *issues)
     plan.feature_ids = {key: feature.id for key, feature in features.items()}
-    before = session.scalar(
-        select(Plan)
-        .where(Plan.key == plan.key, Plan.effective_from.is_not(None), Plan.effective_to.is_(None))
-        .with_for_update()
-    )
-    if before is not None:
-        before.effective_to = before.updated_at = now
-        session.flush()
-    plan.effective_from = plan.updated_at = now
     message = f"another version of {plan.key!r} was published at the same time"
     with translating(
         {"plans_active_key": ConflictError(message, Issue(code="plan_active", message=message))}
     ):
-        session.flush()
+        publish_version(session, plan, now=now)
     return plan
 
 
-def _require_draft(plan: Plan, now: datetime, verb: str) -> None:
+def archive_plan(session: Session, plan: Plan, *, now: datetime) -> Plan:
+    """Nobody can buy it from `now` on; who has it keeps it. The plan must have been loaded with a lock."""
+    _require_status(plan, now, "active", "archived", "Delete a draft instead.")
+    plan.effective_to = plan.updated_at = now
+    session.flush()
+    return plan
+
+
+def delete_plan(session: Session, plan: Plan, *, now: datetime) -> None:
+    """It is listed no more; who has it keeps it. The plan must have been loaded with a lock."""
     if plan.status(now) != "draft":
-        message = f"a plan that is {plan.status(now)} can't be {verb}, only a draft can"
-        hint = "Create the plan's next version: POST /api/v1/plans with the same key."
-        raise PlanNotDraftError(message, Issue(code="plan_invalid_status", message=message, hint=hint))
+        _require_status(
+            plan, now, "archived", "deleted", "Archive it first: POST /api/v1/plans/{planId}/archive."
+        )
+    plan.deleted_at = plan.updated_at = now
+    session.flush()
+
+
+def next_plan(session: Session, plan: Plan, *, now: datetime) -> Plan:
+    """A draft that is like `plan`, which must be its key's latest version."""
+    latest = get_plan(session, plan.key, include_latest=True)
+    if latest.id != plan.id and latest.status(now) != "draft":
+        message = f"the latest version of {plan.key!r} is {latest.version}, not {plan.version}"
+        hint = f"Ask with the key: POST /api/v1/plans/{plan.key}/next."
+        raise PlanNotLatestError(message, Issue(code="plan_not_latest", message=message, hint=hint))
+    return create_plan(
+        session,
+        key=plan.key,
+        name=plan.name,
+        description=plan.description,
+        metadata=plan.metadata_,
+        currency=plan.currency,
+        billing_cadence=plan.billing_cadence,
+        pro_rating=plan.pro_rating,
+        phases=plan.phases,
+        now=now,
+    )
+
+
+NEXT = "Draft the plan's next version: POST /api/v1/plans/{planIdOrKey}/next."
+
+
+def _require_status(plan: Plan, now: datetime, status: VersionStatus, verb: str, hint: str) -> None:
+    if plan.status(now) != status:
+        message = f"a plan that is {plan.status(now)} can't be {verb}"
+        issue = Issue(code="plan_invalid_status", message=message, field="$.status", hint=hint)
+        raise PlanStatusError(message, issue)
+
+
+def plan_terms(session: Session, plan: Plan, *, now: datetime) -> PlanTerms:
+    """What add-ons must fit; the keys of a draft mean what they mean today."""
+    status = plan.status(now)
+    pinned = plan.feature_ids
+    if status == "draft":
+        pinned = {key: feature.id for key, feature in _features_of(session, plan).items()}
+    return PlanTerms(
+        status=status,
+        currency=plan.currency,
+        billing_cadence=plan.billing_cadence,
+        phases=plan.phases,
+        feature_ids=pinned,
+    )
 
 
 def plan_issues(session: Session, plan: Plan) -> list[Issue]:
-    """What bars the plan's publication today."""
-    return _issues(plan, _features_of(session, plan))
+    """What bars the plan's publication today, and advice."""
+    return issues_of_plans(session, [plan])[plan.id]
+
+
+def issues_of_plans(session: Session, plans: Sequence[Plan]) -> dict[str, list[Issue]]:
+    """By the plans' ids. What is published is beyond correction, but not beyond advice."""
+    drafts = [plan for plan in plans if plan.effective_from is None]
+    features = (
+        latest_features(session, {key for plan in drafts for key in _feature_keys(plan)}) if drafts else {}
+    )
+    advice = {plan.id: [issue for issue in _issues(plan, {}) if issue.severity == "info"] for plan in plans}
+    return advice | {plan.id: _issues(plan, features) for plan in drafts}
 
 
 def _check_and_pin(session: Session, plan: Plan) -> None:
@@ -204,8 +244,11 @@ def _check_and_pin(session: Session, plan: Plan) -> None:
 
 
 def _features_of(session: Session, plan: Plan, *, lock: bool = False) -> dict[str, Feature]:
-    keys = {card.feature_key for phase in plan.phases for card in phase.rate_cards if card.feature_key}
-    return latest_features(session, keys, lock=lock)
+    return latest_features(session, _feature_keys(plan), lock=lock)
+
+
+def _feature_keys(plan: Plan) -> set[str]:
+    return {card.feature_key for phase in plan.phases for card in phase.rate_cards if card.feature_key}
 
 
 def _issues(plan: Plan, features: Mapping[str, Feature]) -> list[Issue]:
@@ -213,42 +256,6 @@ def _issues(plan: Plan, features: Mapping[str, Feature]) -> list[Issue]:
     return check_plan(
         currency=plan.currency, billing_cadence=plan.billing_cadence, phases=plan.phases, features=facts
     )
-
-
-def list_plans(
-    session: Session,
-    *,
-    ids: Sequence[str] = (),
-    keys: Sequence[str] = (),
-    statuses: Sequence[PlanStatus] = (),
-    currencies: Sequence[str] = (),
-    offset: int = 0,
-    limit: int = 100,
-    now: datetime,
-) -> tuple[Sequence[Plan], int]:
-    """One page of plans by key and version, and how many there are."""
-    conditions = [
-        Plan.id.in_(ids) if ids else true(),
-        Plan.key.in_(keys) if keys else true(),
-        Plan.currency.in_(currencies) if currencies else true(),
-        or_(*[_has_status(status, now) for status in statuses]) if statuses else true(),
-    ]
-    count = session.scalar(select(func.count()).select_from(Plan).where(*conditions)) or 0
-    page = select(Plan).where(*conditions).order_by(Plan.key, Plan.version).offset(offset).limit(limit)
-    return session.scalars(page).all(), count
-
-
-def _has_status(status: PlanStatus, now: datetime) -> ColumnElement[bool]:
-    ended, started = Plan.effective_to <= now, Plan.effective_from <= now
-    match status:
-        case "draft":
-            return Plan.effective_from.is_(None)
-        case "scheduled":
-            return Plan.effective_from > now
-        case "archived":
-            return ended
-        case "active":
-            return and_(started, or_(Plan.effective_to.is_(None), Plan.effective_to > now))
 
 
 def get_plan(
@@ -260,14 +267,7 @@ def get_plan(
     lock: bool = False,
 ) -> Plan:
     """By id; else by key: that version, the latest if `include_latest`, otherwise the active one."""
-    query = select(Plan).order_by(Plan.version.desc()).limit(1)
-    query = query.with_for_update() if lock else query
-    by_key = query.where(Plan.key == id_or_key)
-    if version is not None:
-        by_key = by_key.where(Plan.version == version)
-    elif not include_latest:
-        by_key = by_key.where(Plan.effective_from.is_not(None), Plan.effective_to.is_(None))
-    plan = session.scalar(query.where(Plan.id == id_or_key)) or session.scalar(by_key)
+    plan = get_version(session, Plan, id_or_key, version=version, include_latest=include_latest, lock=lock)
     if plan is None:
         which = "" if version is None else f" in version {version}"
         raise PlanNotFoundError(f"no plan {id_or_key!r}{which}")

@@ -19,7 +19,10 @@ def upgrade() -> None:
 
 
 def _plans() -> None:
-    pass
+    op.add_column("plans", sa.Column("deleted_at", INSTANT))
+    op.drop_index("plans_draft_key", "plans")
+    where = "effective_from IS NULL AND deleted_at IS NULL"
+    op.create_index("plans_draft_key", "plans", ["key"], unique=True, postgresql_where=where)
 
 
 def _addons() -> None:
@@ -110,7 +113,13 @@ def downgrade() -> None:
 
 
 def _no_plans() -> None:
-    pass
+    """Deleted drafts are gone then: a key could have two. Other deleted plans are back, as archived ones."""
+    op.execute("DELETE FROM plans WHERE deleted_at IS NOT NULL AND effective_from IS NULL")
+    op.drop_index("plans_draft_key", "plans")
+    op.create_index(
+        "plans_draft_key", "plans", ["key"], unique=True, postgresql_where="effective_from IS NULL"
+    )
+    op.drop_column("plans", "deleted_at")
 
 
 def _no_addons() -> None:

@@ -53,7 +53,7 @@ Metadata = dict[str, str]
 PageNumber = Annotated[int, Query(ge=1, le=1_000_000)]
 PageSize = Annotated[int, Query(alias="pageSize", ge=1, le=1000)]
 
-NULLABLE = frozenset({"price", "billingCadence", "duration", "subject"})
+NULLABLE = frozenset({"price", "billingCadence", "duration", "subject", "flatPrice", "unitPrice", "cost"})
 """Members that OpenMeter's schema requires and lets be null; any other that is None is left out."""
 
 
@@ -177,11 +177,16 @@ _encoder = msgspec.json.Encoder(decimal_format="number")
 def _present(content: Any) -> Any:
     match content:
         case dict():
-            return {k: _present(v) for k, v in content.items() if v is not None or k in NULLABLE}
+            return {k: _present(v) for k, v in content.items() if _is_present(k, v)}
         case list() | tuple():
             return [_present(item) for item in content]
         case _:
             return content
+
+
+def _is_present(name: str, value: Any) -> bool:
+    """Tiers without a `groupBy` are OpenMeter's, whose schema does not know it; a meter's is an object."""
+    return name in NULLABLE if value is None else (name, value) != ("groupBy", [])
 
 
 def decimal_text(number: Decimal) -> str:

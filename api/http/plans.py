@@ -1,5 +1,7 @@
 """Plans: /api/v1/plans."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -8,12 +10,14 @@ from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
 from api.http.auth import admin, reader
-from api.http.body import RESOURCE, Body, ExactRoute, Key, Metadata, Page, PageNumber, PageSize, page_of
+from api.http.body import RESOURCE, Body, ExactRoute, Key, Metadata, Page
 from api.http.session import Now, Transaction
-from api.http.versions import ValidationError, errors_of
+from api.http.versions import Listing, ValidationError, errors_of
 from catalog import plans
-from catalog.plans import Plan, PlanStatus
+from catalog.plans import Plan
 from catalog.rate_card import Phase
+from catalog.versions import VersionStatus, list_versions
+from metering.errors import Issue
 
 __all__ = ["router"]
 
@@ -54,12 +58,13 @@ class PlanBody(PlanCreate):
 
     id: str
     version: int
-    status: PlanStatus
+    status: VersionStatus
     effective_from: datetime | None = None
     effective_to: datetime | None = None
     validation_errors: list[ValidationError]
     created_at: datetime
     updated_at: datetime
+    deleted_at: datetime | None = None
 
 
 class PlanPage(Page):
@@ -67,7 +72,15 @@ class PlanPage(Page):
 
 
 def _body(session: Session, plan: Plan, now: datetime) -> PlanBody:
-    status = plan.status(now)
+    return _bodies(session, [plan], now)[0]
+
+
+def _bodies(session: Session, found: Sequence[Plan], now: datetime) -> list[PlanBody]:
+    issues = plans.issues_of_plans(session, found)
+    return [_body_of(plan, issues[plan.id], now) for plan in found]
+
+
+def _body_of(plan: Plan, issues: Sequence[Issue], now: datetime) -> PlanBody:
     return PlanBody(
         id=plan.id,
         key=plan.key,
@@ -79,12 +92,13 @@ def _body(session: Session, plan: Plan, now: datetime) -> PlanBody:
         billing_cadence=plan.billing_cadence,
         pro_rating_config=ProRatingConfig(enabled=plan.pro_rating),
         phases=list(plan.phases),
-        status=status,
+        status=plan.status(now),
         effective_from=plan.effective_from,
         effective_to=plan.effective_to,
-        validation_errors=errors_of(plans.plan_issues(session, plan)) if status == "draft" else [],
+        validation_errors=errors_of(issues),
         created_at=plan.created_at,
         updated_at=plan.updated_at,
+        deleted_at=plan.deleted_at,
     )
 
 
@@ -93,24 +107,15 @@ def list_all(
     *,
     session: Transaction,
     now: Now,
-    id_: Annotated[list[str] | None, Query(alias="id")] = None,
-    key: Annotated[list[str] | None, Query()] = None,
-    status: Annotated[list[PlanStatus] | None, Query()] = None,
+    listing: Listing,
+    status: Annotated[list[VersionStatus] | None, Query()] = None,
     currency: Annotated[list[str] | None, Query()] = None,
-    page: PageNumber = 1,
-    page_size: PageSize = 100,
 ) -> PlanPage:
-    found, count = plans.list_plans(
-        session,
-        ids=id_ or (),
-        keys=key or (),
-        statuses=status or (),
-        currencies=currency or (),
-        now=now,
-        **page_of(page, page_size),
-    )
-    items = [_body(session, plan, now) for plan in found]
-    return PlanPage(total_count=count, page=page, page_size=page_size, items=items)
+    """Every version; by key and version unless `orderBy` says otherwise."""
+    wanted = replace(listing.wanted, statuses=status or (), currencies=currency or ())
+    found, count = list_versions(session, Plan, wanted, **listing.options, now=now)
+    items = _bodies(session, found, now)
+    return PlanPage(total_count=count, page=listing.page, page_size=listing.page_size, items=items)
 
 
 @router.post("", operation_id="createPlan", status_code=201, dependencies=[admin])
@@ -164,3 +169,24 @@ def publish(session: Transaction, now: Now, planId: str) -> PlanBody:  # noqa: N
     """Sell it from now on; the version before it is archived at the same instant."""
     plan = plans.get_plan(session, planId, include_latest=True, lock=True)
     return _body(session, plans.publish_plan(session, plan, now=now), now)
+
+
+@router.post("/{planId}/archive", operation_id="archivePlan", dependencies=[admin])
+def archive(session: Transaction, now: Now, planId: str) -> PlanBody:  # noqa: N803  the wire's name
+    """Sell it no more; who has it keeps it."""
+    return _body(
+        session, plans.archive_plan(session, plans.get_plan(session, planId, lock=True), now=now), now
+    )
+
+
+@router.post("/{planIdOrKey}/next", operation_id="nextPlan", status_code=201, dependencies=[admin])
+def next_version(session: Transaction, now: Now, planIdOrKey: str) -> PlanBody:  # noqa: N803  the wire's name
+    """A draft of the next version, like the latest."""
+    plan = plans.get_plan(session, planIdOrKey, include_latest=True, lock=True)
+    return _body(session, plans.next_plan(session, plan, now=now), now)
+
+
+@router.delete("/{planId}", operation_id="deletePlan", status_code=204, dependencies=[admin])
+def delete(session: Transaction, now: Now, planId: str) -> None:  # noqa: N803  the wire's name
+    """A draft, or an archived version; who has it keeps it."""
+    plans.delete_plan(session, plans.get_plan(session, planId, include_latest=True, lock=True), now=now)
