@@ -13,16 +13,24 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from billing.customer import Customer, customers_by_id
-from billing.pricing import Usage
+from billing.metered import Demand, usage_of
+from billing.pricing import NOTHING, Usage
 from billing.rating import DetailedLine, Rating, Totals, add_totals, rate
 from billing.subscriptions import Subscription, subscriptions_of
 from billing.timeline import Charge, charges
 from catalog.features import Feature, features_by_id
 from catalog.price import FlatPrice
-from metering.meter import UsageQuery
-from metering.usage import query_usage
+from metering.period import Period
 
-__all__ = ["GatheringInvoice", "GatheringLine", "gathering_customers", "gathering_invoices"]
+__all__ = ["Due", "GatheringInvoice", "GatheringLine", "gathering_customers", "gathering_invoices", "priced"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A charge and who pays it."""
+
+    customer: Customer
+    charge: Charge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,54 +87,63 @@ def gathering_invoices(
     for subscription in subscriptions_of(session, by_id):
         if subscription.active_from <= at:
             signed.setdefault(subscription.customer_id, []).append(subscription)
-    seen = _Seen(session, _features_of(session, signed.values()), at, usage_until)
-    return [_invoice(seen, by_id[customer_id], signed[customer_id]) for customer_id in sorted(signed)]
+    due = [
+        Due(customer=by_id[customer_id], charge=charge)
+        for customer_id in sorted(signed)
+        for subscription in signed[customer_id]
+        for charge in charges(subscription.contract, until=at)
+    ]
+    lines: dict[str, list[GatheringLine]] = {customer_id: [] for customer_id in sorted(signed)}
+    for one, line in zip(due, priced(session, due, usage_until=usage_until), strict=True):
+        lines[one.customer.id].append(line)
+    return [_invoice(by_id[id_], signed[id_], found) for id_, found in lines.items()]
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """Where and when somebody looks."""
+def priced(
+    session: Session, due: Sequence[Due], *, usage_until: datetime | None = None
+) -> list[GatheringLine]:
+    """A line for each, its usage as far as it is known and before `usage_until`.
 
-    session: Session
-    features: Mapping[str, Feature]
-    at: datetime
-    usage_until: datetime | None
+    A period that is still open is priced as if it ended now: with all of its minimum spend.
+    """
+    named = (one.charge.item.feature_id for one in due)
+    features = features_by_id(session, {feature_id for feature_id in named if feature_id})
+    usage = usage_of(session, [_demand(one, features, usage_until) for one in due])
+    return [_line(one.charge, features, used) for one, used in zip(due, usage, strict=True)]
 
 
-def _features_of(session: Session, contracts: Iterable[list[Subscription]]) -> dict[str, Feature]:
-    items = (
-        i for subscriptions in contracts for s in subscriptions for phase in s.phases for i in phase.items
+def _demand(one: Due, features: Mapping[str, Feature], usage_until: datetime | None) -> Demand:
+    start, end = one.charge.period.start, one.charge.period.end
+    return Demand(
+        customer_id=one.customer.id,
+        subjects=one.customer.usage_subjects,
+        feature=_feature(one.charge, features),
+        price=one.charge.price,
+        period=Period(start=start, end=end if usage_until is None else max(start, min(end, usage_until))),
     )
-    return features_by_id(session, {item.feature_id for item in items if item.feature_id})
 
 
-def _invoice(seen: _Seen, customer: Customer, subscriptions: Sequence[Subscription]) -> GatheringInvoice:
-    due = [charge for signed in subscriptions for charge in charges(signed.contract, until=seen.at)]
-    lines = tuple(_line(seen, customer, charge) for charge in due)
+def _feature(charge: Charge, features: Mapping[str, Feature]) -> Feature | None:
+    return features[charge.item.feature_id] if charge.item.feature_id else None
+
+
+def _line(charge: Charge, features: Mapping[str, Feature], usage: Usage) -> GatheringLine:
+    fee = isinstance(charge.price, FlatPrice)
+    return GatheringLine(
+        charge=charge,
+        feature=_feature(charge, features),
+        quantity=None if fee else usage.quantity,
+        rating=rate(charge.terms, NOTHING if fee else usage),
+    )
+
+
+def _invoice(
+    customer: Customer, subscriptions: Sequence[Subscription], lines: Sequence[GatheringLine]
+) -> GatheringInvoice:
     return GatheringInvoice(
         customer=customer,
         currency=customer.currency or subscriptions[-1].currency,
         since=subscriptions[0].created_at,
-        lines=lines,
+        lines=tuple(lines),
         totals=add_totals(line.totals for line in lines),
     )
-
-
-def _line(seen: _Seen, customer: Customer, charge: Charge) -> GatheringLine:
-    feature = seen.features[charge.item.feature_id] if charge.item.feature_id else None
-    fee = isinstance(charge.price, FlatPrice)
-    quantity = None if fee else _usage(seen, customer, charge, feature)
-    rating = rate(charge.terms, Usage(quantity=quantity or Decimal(0)))
-    return GatheringLine(charge=charge, feature=feature, quantity=quantity, rating=rating)
-
-
-def _usage(seen: _Seen, customer: Customer, charge: Charge, feature: Feature | None) -> Decimal:
-    """The feature's quantity in the charge's period; none of its events is nought."""
-    end = min(charge.period.end, seen.usage_until or charge.period.end)
-    if feature is None or feature.meter is None or end <= charge.period.start:
-        return Decimal(0)
-    query = UsageQuery(
-        start=charge.period.start, end=end, subjects=customer.usage_subjects, filters=feature.filters
-    )
-    rows = query_usage(seen.session, feature.meter.definition, query)
-    return rows[0].value if rows else Decimal(0)

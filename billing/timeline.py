@@ -97,28 +97,31 @@ class TooManyChargesError(InvalidError):
     pass
 
 
-def charges(contract: Contract, *, until: datetime) -> list[Charge]:
+def charges(contract: Contract, *, until: datetime, since: datetime | None = None) -> list[Charge]:
     """Every charge whose service period has begun by `until`: by period, within it as the plan lists them.
 
-    A one-time fee in arrears is due when its phase ends, and so is no charge while that is open. Raises
-    TooManyChargesError beyond MAX_CHARGES of them.
+    With `since`, only those whose period began then or later. A one-time fee in arrears is due when its phase
+    ends, and so is no charge while that is open. Raises TooManyChargesError beyond MAX_CHARGES of them.
     """
-    every = (charge for item in contract.items for charge in _charges_of(contract, item, until))
-    found = list(islice(every, MAX_CHARGES + 1))
+    every = (charge for item in contract.items for charge in _charges_of(contract, item, until, since))
+    begun = (charge for charge in every if since is None or charge.period.start >= since)
+    found = list(islice(begun, MAX_CHARGES + 1))
     if len(found) > MAX_CHARGES:
         message = f"the subscription {contract.subscription_id} has more than {MAX_CHARGES} charges by then"
         raise TooManyChargesError(message, Issue(code="too_many_charges", message=message, field="$.at"))
     return sorted(found, key=lambda charge: charge.period.start)
 
 
-def _charges_of(contract: Contract, item: ContractItem, until: datetime) -> Iterator[Charge]:
+def _charges_of(
+    contract: Contract, item: ContractItem, until: datetime, since: datetime | None
+) -> Iterator[Charge]:
     price, cadence = item.rate_card.price, item.rate_card.billing_cadence
     if price is None or item.start > until:
         return
     if cadence is None:
         yield from _one_time(contract, item, price)
         return
-    at, interval = item.start, parse_interval(cadence)
+    at, interval = max(item.start, since or item.start), parse_interval(cadence)
     while at <= until and (item.end is None or at < item.end):
         full = interval.period_of(contract.billing_anchor, at)
         yield _charge(contract, item, price, _while_sold(item, full), full)

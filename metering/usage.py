@@ -7,6 +7,7 @@ since the cube was folded, comes from the events themselves. An answer is what i
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from metering.cubes.segments import DAY, Segments, segments
 from metering.errors import InvalidError, Issue
+from metering.exact import plain
 from metering.expressions import (
     ALL_EVENTS,
     NOT_VOIDED,
@@ -47,7 +49,7 @@ from metering.period import (
     zone_of,
 )
 
-__all__ = ["query_usage", "usage_groups"]
+__all__ = ["query_numbers", "query_usage", "query_values", "usage_groups"]
 
 MAX_ROWS = 100_000
 ATTEMPTS = 10
@@ -162,6 +164,46 @@ def usage_groups(session: Session, meter: MeterDefinition, query: UsageQuery, na
     return sorted(row.k1 for row in _answer(session, question))
 
 
+def query_values(session: Session, meter: MeterDefinition, query: UsageQuery) -> list[UsageRow]:
+    """How many events have each number as their value, which joins the group as "value", in digits.
+
+    No cube knows single values: they are read from the events.
+    """
+    check_query(meter, query)
+    question = _Question(replace(meter, aggregation="SUM"), query)
+    statement = Statement()
+    events = _from_events(statement, question, ALL_EVENTS, [_within(statement, question.period)])
+    keys = ", ".join([*question.keys[1:], "sum"])
+    sql = f"""SELECT {keys}, count(*) FROM ({events}) AS events WHERE sum IS NOT NULL
+        GROUP BY {keys} LIMIT {MAX_ROWS + 1}"""
+    rows = session.execute(_text_of(sql), statement.parameters).all()
+    _require_few(rows)
+    names, window = query.group_by, question.period
+    return in_order(
+        UsageRow(
+            window=window,
+            group=dict(zip((*names, "value"), (*keys, plain(size)), strict=True)),
+            value=Decimal(count),
+        )
+        for *keys, size, count in rows
+    )
+
+
+def query_numbers(session: Session, meter: MeterDefinition, query: UsageQuery) -> list[UsageRow]:
+    """How many events have a number as their value, for each group."""
+    check_query(meter, query)
+    question = _Question(replace(meter, aggregation="AVG"), query)
+    return [
+        UsageRow(
+            window=question.period,
+            group=dict(zip(query.group_by, found[2:-5], strict=True)),
+            value=Decimal(found.numbers),
+        )
+        for found in _answer(session, question)
+        if found.value is not None
+    ]
+
+
 def _calendar(
     session: Session, meter: MeterDefinition, query: UsageQuery, size: WindowSize
 ) -> Sequence[Period]:
@@ -251,11 +293,15 @@ def _execute(session: Session, question: _Question, known: _Known) -> Sequence[R
     rows = session.execute(_text_of(sql), statement.parameters).all()
     if not rows[0].holds:
         return None
+    _require_few(rows)
+    return rows if rows[0].found else ()
+
+
+def _require_few(rows: Sequence[Row[Any]]) -> None:
     if len(rows) > MAX_ROWS:
         message = f"the answer has more than {MAX_ROWS} rows"
         hint = "Shorten the period, filter, or group by less."
         raise InvalidError(message, Issue(code="too_many_rows", message=message, hint=hint))
-    return rows if rows[0].found else ()
 
 
 @lru_cache(maxsize=64)

@@ -6,6 +6,7 @@ from fractions import Fraction
 from itertools import product
 from typing import NamedTuple
 
+import pytest
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
@@ -15,7 +16,17 @@ from billing.gathering import GatheringInvoice, GatheringLine, gathering_custome
 from billing.subscriptions import Subscription
 from catalog.features import archive_feature, delete_meter, get_feature
 from catalog.money import round_money
-from catalog.price import FlatPrice
+from catalog.price import (
+    FlatPrice,
+    MatrixCell,
+    MatrixPrice,
+    PercentagePrice,
+    Price,
+    PriceTier,
+    TieredPrice,
+    TierUnitPrice,
+    UnitPrice,
+)
 from metering.database import Base
 from metering.event import Event
 from tests.builders import (
@@ -26,6 +37,7 @@ from tests.builders import (
     a_metered_feature,
     a_plan,
     at,
+    counted_statements,
     fee,
     per_unit,
     phase,
@@ -513,3 +525,125 @@ def test_asking_twice_answers_the_same(session: Session) -> None:
 
 def told(line: GatheringLine) -> tuple[tuple[str, ...], object]:
     return line.charge.identity, line.details
+
+
+# --- prices that ask for more than a quantity --------------------------------------------------------------
+
+USED = [
+    # project (here: model), type of token, tokens
+    ("a", "in", "3"),
+    ("a", "out", "4.5"),
+    ("a", "in", "10"),
+    ("b", "in", "2"),
+    ("b", "out", "1"),
+    ("", "in", "7"),
+    ("b", "in", "none"),
+]
+TIERS = (
+    PriceTier(up_to_amount=Decimal(5), unit_price=TierUnitPrice(type="unit", amount=Decimal(2))),
+    PriceTier(unit_price=TierUnitPrice(type="unit", amount=Decimal(1))),
+)
+
+
+def matrix(**prices: str) -> MatrixPrice:
+    """A price for each model and type, named like a_in, and 100 for all others."""
+    cells = [
+        MatrixCell(values=dict(zip(("type", "model"), name.split("_")[::-1], strict=True)), amount=Decimal(p))
+        for name, p in prices.items()
+    ]
+    return MatrixPrice(
+        type="matrix", dimensions=("type", "model"), cells=tuple(cells), default_amount=Decimal(100)
+    )
+
+
+@pytest.mark.parametrize(
+    ("price", "amount", "details"),
+    [
+        # each project climbs its own ladder: a 17.5 tokens, b 3, none 7
+        (
+            TieredPrice(type="tiered", mode="graduated", tiers=TIERS, group_by=("model",)),
+            (5 * 2 + Decimal("12.5")) + 3 * 2 + (5 * 2 + 2),
+            5,
+        ),
+        # in b there are two tokens, out a four and a half; all the rest are 1 + 13 + 7
+        (matrix(b_in="10", a_out="20"), 2 * 10 + Decimal("4.5") * 20 + (1 + 13 + 7) * 100, 3),
+        # 10 % of 27.5 and half a dollar for each of six events: the one without a number is none
+        (
+            PercentagePrice(type="percentage", percentage=Decimal(10), fixed_amount=Decimal("0.5")),
+            Decimal("2.75") + 6 * Decimal("0.5"),
+            2,
+        ),
+        # 10 % of each, but at least 0.25 (of 1 and 2) and at most 0.65 (of 7 and 10): 3 and 4.5 cost theirs
+        (
+            PercentagePrice(
+                type="percentage",
+                percentage=Decimal(10),
+                minimum_per_event=Decimal("0.25"),
+                maximum_per_event=Decimal("0.65"),
+            ),
+            2 * Decimal("0.25") + 2 * Decimal("0.65") + Decimal("0.75"),
+            3,
+        ),
+    ],
+)
+def test_prices_by_group_and_by_event_are_what_a_sum_by_hand_gives(
+    session: Session, price: Price, amount: Decimal, details: int
+) -> None:
+    a_metered_feature(session)
+    customer, other = a_customer(session, "s", "t"), a_customer(session, "u")
+    plan = a_plan(session, phase(replace(per_unit(), price=price)))
+    for one in (customer, other):
+        sign_up(session, one, plan)
+    for subject, day in (("s", "2026-01-05"), ("s", "2026-02-05"), ("u", "2026-01-05")):
+        count = 2 if subject == "u" else 1
+        store(session, *(spent(subject, n, day, model=m, kind=k) for m, k, n in USED for _ in range(count)))
+    invoice = preview(session, customer, when=NEXT_MONTH)
+    assert quantities(invoice) == [Decimal("27.5")] * 2
+    assert [line.totals.total for line in invoice.lines] == [round_money(amount, "USD")] * 2
+    assert [len(line.details) for line in invoice.lines] == [details] * 2
+
+
+def test_usage_of_two_subjects_meets_in_one_ladder(session: Session) -> None:
+    a_metered_feature(session)
+    customer = a_customer(session, "s", "t")
+    price = TieredPrice(type="tiered", mode="graduated", tiers=TIERS, group_by=("model",))
+    sign_up(session, customer, a_plan(session, phase(replace(per_unit(), price=price))))
+    store(session, spent("s", 4, "2026-01-05"), spent("t", 4, "2026-01-06"))
+    assert amounts(preview(session, customer)) == ["13.00"]
+
+
+def test_an_open_period_is_priced_as_if_it_ended_now(session: Session) -> None:
+    """With all of its minimum spend, so that nobody is surprised by it."""
+    a_metered_feature(session)
+    customer = a_customer(session, "s")
+    price = UnitPrice(type="unit", amount=Decimal(1), minimum_amount=Decimal(50))
+    sign_up(session, customer, a_plan(session, phase(replace(per_unit(), price=price))))
+    store(session, spent("s", 20, "2026-01-02"))
+    halfway = at("2026-01-15")
+    assert amounts(preview(session, customer, when=halfway)) == ["50.00"]
+    assert amounts(preview(session, customer, when=halfway, until=START)) == ["50.00"]
+
+
+# --- for many at once --------------------------------------------------------------------------------------
+
+
+def test_a_hundred_invoices_take_as_many_statements_as_one(session: Session, shared_engine: Engine) -> None:
+    a_metered_feature(session)
+    a_feature(session, "requests", meter="tokens", filters={"type": "request"})
+    plan = a_plan(session, phase(per_unit("1"), per_unit("2", feature="requests"), fee("5")))
+    customers = [a_customer(session, f"s{n}") for n in range(100)]
+    for customer in customers:
+        sign_up(session, customer, plan)
+    store(session, *(spent(f"s{n}", n, "2026-01-05") for n in range(100)))
+
+    def listed(count: int) -> tuple[list[Decimal], int]:
+        session.flush()
+        session.expire_all()
+        found, _ = gathering_customers(session, customer_ids=(), at=NEXT_MONTH, offset=0, limit=count)
+        with counted_statements(shared_engine) as sent:
+            invoices = gathering_invoices(session, found, at=NEXT_MONTH)
+        return [invoice.totals.total for invoice in invoices], len(sent)
+
+    one, hundred = listed(1), listed(100)
+    assert hundred[0] == [3 * n + 10 for n in range(100)]
+    assert hundred[1] == one[1]

@@ -321,6 +321,16 @@ def test_cutting_until_anywhere_only_removes_later_charges(
     assert charges(signed, until=early) == [c for c in of_late if c.period.start <= early]
 
 
+@given(contracts(), seconds, seconds)
+def test_charges_since_an_instant_are_those_of_all_whose_period_begins_no_earlier(
+    signed: Contract, one: datetime, other: datetime
+) -> None:
+    for since in (min(one, other), signed.billing_anchor):
+        of_all = charges(signed, until=max(one, other))
+        expected = [c for c in of_all if c.period.start >= since]
+        assert charges(signed, since=since, until=max(one, other)) == expected
+
+
 @given(contracts(), seconds)
 def test_no_two_charges_have_one_identity(signed: Contract, until: datetime) -> None:
     counted = Counter(charge.identity for charge in charges(signed, until=until))
