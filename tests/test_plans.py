@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine
@@ -11,20 +12,35 @@ from catalog.features import archive_feature
 from catalog.plans import (
     Plan,
     PlanDraftExistsError,
-    PlanNotDraftError,
     PlanNotFoundError,
-    PlanStatus,
+    PlanNotLatestError,
+    PlanStatusError,
+    archive_plan,
     create_plan,
+    delete_plan,
     get_plan,
-    list_plans,
+    issues_of_plans,
+    next_plan,
     plan_issues,
     publish_plan,
     update_plan,
 )
-from catalog.price import UnitPrice
+from catalog.price import PriceTier, TieredPrice, TierUnitPrice, UnitPrice
 from catalog.rate_card import BooleanEntitlement, Phase
+from catalog.versions import VersionFilter, VersionOrder, VersionStatus, list_versions
 from metering.errors import InvalidError
-from tests.builders import START, a_draft, a_feature, a_metered_feature, a_plan, at_once, fee, per_unit, phase
+from tests.builders import (
+    START,
+    a_draft,
+    a_feature,
+    a_metered_feature,
+    a_plan,
+    at_once,
+    counted_statements,
+    fee,
+    per_unit,
+    phase,
+)
 
 UNALIGNED = phase(fee(cadence="P1W"))
 """With the monthly plans of these tests: a warning, which a draft may have and a published plan may not."""
@@ -99,7 +115,7 @@ def test_a_draft_with_critical_problems_is_refused_with_all_of_them_and_only_the
         "price_amount_negative",
         "rate_card_feature_not_found",
     ]
-    assert list_plans(session, now=START) == ([], 0)
+    assert list_versions(session, Plan, VersionFilter(), now=START) == ([], 0)
 
 
 def test_a_draft_keeps_its_warnings(session: Session) -> None:
@@ -189,14 +205,14 @@ def test_a_feature_that_was_archived_since_bars_publication(session: Session, no
 
 
 @pytest.mark.parametrize("status", ["active", "archived"])
-def test_a_published_version_never_changes(session: Session, now: datetime, status: PlanStatus) -> None:
+def test_a_published_version_never_changes(session: Session, now: datetime, status: VersionStatus) -> None:
     plan = a_plan(session)
     if status == "archived":
         a_plan(session, now=now)
-    with pytest.raises(PlanNotDraftError, match=f"is {status} can't be changed") as caught:
+    with pytest.raises(PlanStatusError, match=f"is {status} can't be changed") as caught:
         rewrite(session, plan, phase(fee("0")), now=now)
     assert caught.value.issues[0].code == "plan_invalid_status"
-    with pytest.raises(PlanNotDraftError, match=f"is {status} can't be published"):
+    with pytest.raises(PlanStatusError, match=f"is {status} can't be published"):
         publish_plan(session, plan, now=now)
     session.flush()
     session.expire_all()
@@ -263,26 +279,29 @@ def test_plans_are_listed_by_key_and_version_and_by_what_they_are(session: Sessi
         assert count == len(plans)
         return list(plans)
 
-    assert listed(list_plans(session, now=now)) == [euro, old, active, draft]
-    assert listed(list_plans(session, keys=["pro"], now=now)) == [old, active, draft]
-    assert listed(list_plans(session, ids=[old.id, euro.id], now=now)) == [euro, old]
-    assert listed(list_plans(session, currencies=["EUR"], now=now)) == [euro]
-    by_status: dict[PlanStatus, list[Plan]] = {
+    assert listed(list_versions(session, Plan, VersionFilter(), now=now)) == [euro, old, active, draft]
+    assert listed(list_versions(session, Plan, VersionFilter(keys=["pro"]), now=now)) == [old, active, draft]
+    assert listed(list_versions(session, Plan, VersionFilter(ids=[old.id, euro.id]), now=now)) == [euro, old]
+    assert listed(list_versions(session, Plan, VersionFilter(currencies=["EUR"]), now=now)) == [euro]
+    by_status: dict[VersionStatus, list[Plan]] = {
         "draft": [draft],
         "active": [active],
         "archived": [old],
         "scheduled": [euro],
     }
     for status, expected in by_status.items():
-        assert listed(list_plans(session, statuses=[status], now=now)) == expected
+        assert listed(list_versions(session, Plan, VersionFilter(statuses=[status]), now=now)) == expected
         assert all(plan.status(now) == status for plan in expected)
-    assert listed(list_plans(session, statuses=["draft", "archived"], now=now)) == [old, draft]
+    assert listed(list_versions(session, Plan, VersionFilter(statuses=["draft", "archived"]), now=now)) == [
+        old,
+        draft,
+    ]
 
 
 def test_a_page_says_how_many_plans_there_are(session: Session, now: datetime) -> None:
     drafts = [a_draft(session, key=key) for key in "abc"]
-    assert list_plans(session, offset=1, limit=1, now=now) == ([drafts[1]], 3)
-    assert list_plans(session, offset=3, limit=1, now=now) == ([], 3)
+    assert list_versions(session, Plan, VersionFilter(), offset=1, limit=1, now=now) == ([drafts[1]], 3)
+    assert list_versions(session, Plan, VersionFilter(), offset=3, limit=1, now=now) == ([], 3)
 
 
 def test_of_two_who_create_a_draft_at_once_one_wins(engine: Engine) -> None:
@@ -299,7 +318,221 @@ def test_of_two_who_publish_a_draft_at_once_one_wins(engine: Engine, now: dateti
         plan = get_plan(session, draft.id, include_latest=True, lock=True)
         return publish_plan(session, plan, now=now)
 
-    assert isinstance(at_once(engine, publish, publish).exception(), PlanNotDraftError)
+    assert isinstance(at_once(engine, publish, publish).exception(), PlanStatusError)
     with Session(engine) as session:
         assert get_plan(session, "pro").id == draft.id
         assert get_plan(session, first.id).effective_to == now
+        assert list_versions(session, Plan, VersionFilter(statuses=["active"]), now=now)[1] == 1
+
+
+# -- Archived, deleted, and drafted anew ---------------------------------------------------------------------
+
+FALLING = TieredPrice(
+    type="tiered",
+    mode="volume",
+    tiers=(
+        PriceTier(up_to_amount=Decimal(10), unit_price=TierUnitPrice(type="unit", amount=Decimal(10))),
+        PriceTier(unit_price=TierUnitPrice(type="unit", amount=Decimal(8))),
+    ),
+)
+
+
+def test_an_archived_plan_is_sold_no_more_from_that_instant(session: Session, now: datetime) -> None:
+    plan = archive_plan(session, a_plan(session), now=now)
+    session.expire_all()
+    assert (plan.effective_from, plan.effective_to, plan.updated_at) == (START, now, now)
+    assert (plan.status(now - timedelta(seconds=1)), plan.status(now)) == ("active", "archived")
+    with pytest.raises(PlanNotFoundError):
+        get_plan(session, "pro")
+    assert get_plan(session, "pro", include_latest=True) is plan
+
+
+def test_only_an_active_plan_is_archived(session: Session, now: datetime) -> None:
+    old, active, draft = a_plan(session), a_plan(session, now=now), a_draft(session)
+    for plan, status in ((old, "archived"), (draft, "draft")):
+        with pytest.raises(PlanStatusError, match=f"is {status} can't be archived") as caught:
+            archive_plan(session, plan, now=now)
+        (issue,) = caught.value.issues
+        assert (issue.code, issue.field, bool(issue.hint)) == ("plan_invalid_status", "$.status", True)
+    assert (old.effective_to, draft.effective_to, active.effective_to) == (now, None, None)
+
+
+def test_a_plan_that_is_sold_is_not_deleted(session: Session, now: datetime) -> None:
+    plan = a_plan(session)
+    with pytest.raises(PlanStatusError, match="is active can't be deleted") as caught:
+        delete_plan(session, plan, now=now)
+    assert "archive" in caught.value.issues[0].hint
+    assert plan.deleted_at is None
+
+
+def test_a_deleted_plan_has_only_its_id_and_its_number_is_never_given_again(
+    session: Session, now: datetime
+) -> None:
+    archived = archive_plan(session, a_plan(session), now=now)
+    draft = a_draft(session)
+    for plan in (draft, archived):
+        delete_plan(session, plan, now=now)
+    session.expire_all()
+    assert (draft.deleted_at, archived.deleted_at) == (now, now)
+    assert get_plan(session, archived.id) is archived
+    with pytest.raises(PlanNotFoundError):
+        get_plan(session, "pro", include_latest=True)
+    with pytest.raises(PlanNotFoundError):
+        get_plan(session, "pro", version=1)
+    with pytest.raises(PlanNotFoundError):
+        get_plan(session, draft.id, lock=True)  # nobody can change or publish it
+    assert list_versions(session, Plan, VersionFilter(), now=now) == ([], 0)
+    every = VersionFilter(include_deleted=True)
+    assert list_versions(session, Plan, every, now=now) == ([archived, draft], 2)
+    assert a_draft(session).version == 3
+
+
+def test_the_next_version_is_a_draft_like_the_latest(session: Session, now: datetime) -> None:
+    a_metered_feature(session)
+    first = create_plan(
+        session,
+        key="pro",
+        name="Pro",
+        description="for teams",
+        metadata={"tier": "2"},
+        currency="EUR",
+        billing_cadence="P3M",
+        pro_rating=False,
+        phases=(phase(fee("3", cadence="P1M"), key="trial", duration="P1M"), phase(per_unit())),
+        now=START,
+    )
+    publish_plan(session, first, now=START)
+    second = next_plan(session, first, now=now)
+    session.expire_all()
+    for member in ("key", "name", "description", "metadata_", "currency", "billing_cadence", "pro_rating"):
+        assert getattr(second, member) == getattr(first, member), member
+    assert second.phases == first.phases
+    assert (second.version, second.status(now), second.created_at) == (2, "draft", now)
+    assert first.status(now) == "active"
+
+
+def test_a_key_has_one_draft_also_by_way_of_the_next_version(session: Session, now: datetime) -> None:
+    active, draft = a_plan(session), a_draft(session)
+    for plan in (active, draft):
+        with pytest.raises(PlanDraftExistsError), session.begin_nested():
+            next_plan(session, plan, now=now)
+
+
+def test_the_next_version_follows_the_latest_and_no_older_one(session: Session, now: datetime) -> None:
+    old, latest = a_plan(session), a_plan(session, now=now)
+    with pytest.raises(PlanNotLatestError, match="is 2, not 1"):
+        next_plan(session, old, now=now)
+    archive_plan(session, latest, now=now)
+    assert next_plan(session, latest, now=now).version == 3
+
+
+def test_what_can_not_be_sold_any_more_is_told_to_who_drafts_the_next_version(
+    session: Session, now: datetime
+) -> None:
+    feature = a_metered_feature(session)
+    plan = a_plan(session, phase(per_unit()))
+    archive_feature(session, feature, now=now)
+    with pytest.raises(InvalidError) as caught:
+        next_plan(session, plan, now=now)
+    assert [issue.code for issue in caught.value.issues] == ["rate_card_feature_archived"]
+
+
+def test_advice_bars_no_publication_and_stays_with_what_is_published(session: Session, now: datetime) -> None:
+    a_metered_feature(session)
+    draft = a_draft(session, phase(replace(per_unit(), price=FALLING), fee(cadence="P1W")))
+    codes = [issue.code for issue in plan_issues(session, draft)]
+    assert codes == ["price_total_falls", "rate_card_billing_cadence_unaligned"]
+    with pytest.raises(InvalidError) as caught:
+        publish_plan(session, draft, now=now)
+    assert [issue.code for issue in caught.value.issues] == ["rate_card_billing_cadence_unaligned"]
+    rewrite(session, draft, phase(replace(per_unit(cadence="P1Y"), price=FALLING)), now=now)
+    publish_plan(session, draft, now=now)
+    (advice,) = plan_issues(session, draft)
+    assert (advice.code, advice.severity) == ("price_total_falls", "info")
+    assert "10 units cost 100, 11 units cost 88" in advice.message
+
+
+def test_what_is_wrong_with_a_page_of_drafts_is_asked_at_once(engine: Engine) -> None:
+    with Session(engine, expire_on_commit=False) as session:
+        a_metered_feature(session)
+        good, bad = phase(per_unit()), phase(fee(cadence="P1W"))
+        drafts = [a_draft(session, (good, bad)[i % 2], key=f"plan-{i}") for i in range(4)]
+        active = a_plan(session, good)
+        session.commit()
+        with counted_statements(engine) as sent:
+            issues = issues_of_plans(session, [*drafts, active])
+    assert [len(issues[plan.id]) for plan in drafts] == [0, 1, 0, 1]
+    assert len([statement for statement in sent if "FROM features" in statement]) == 1
+
+
+@pytest.mark.parametrize("order_by", ["id", "key", "version", "created_at", "updated_at"])
+def test_plans_are_listed_in_any_order(session: Session, now: datetime, order_by: VersionOrder) -> None:
+    hours = [now + timedelta(hours=n) for n in range(4)]
+    a_plan(session, key="b", now=hours[3])
+    a_plan(session, key="a", now=hours[1])
+    a_draft(session, key="a", now=hours[2])
+
+    def listed(*, descending: bool) -> list[Any]:
+        found, _ = list_versions(
+            session, Plan, VersionFilter(), order_by=order_by, descending=descending, now=now
+        )
+        return [getattr(plan, order_by) for plan in found]
+
+    up, down = listed(descending=False), listed(descending=True)
+    assert (up, down) == (sorted(up), sorted(up, reverse=True))
+    assert len(up) == 3
+
+
+def test_plans_are_listed_by_versions_of_keys(session: Session, now: datetime) -> None:
+    pro = [a_plan(session, now=now), a_plan(session, now=now), a_draft(session)]
+    team = [a_plan(session, key="team"), a_draft(session, key="team")]
+    wanted = VersionFilter(key_versions={"pro": [1, 3], "team": [2], "unknown": [1]})
+    found, count = list_versions(session, Plan, wanted, now=now)
+    assert (list(found), count) == ([pro[0], pro[2], team[1]], 3)
+
+
+def test_of_two_who_draft_the_next_version_at_once_one_wins(engine: Engine, now: datetime) -> None:
+    with Session(engine) as session:
+        a_plan(session)
+        session.commit()
+
+    def draft(session: Session) -> Plan:
+        return next_plan(session, get_plan(session, "pro"), now=now)
+
+    assert isinstance(at_once(engine, draft, draft).exception(), PlanDraftExistsError)
+
+
+def test_a_plan_that_is_archived_while_its_next_version_is_published_ends_once(
+    engine: Engine, now: datetime
+) -> None:
+    with Session(engine, expire_on_commit=False) as session:
+        first, draft = a_plan(session), a_draft(session)
+        session.commit()
+    later = now + timedelta(hours=1)
+
+    def archive(session: Session) -> Plan:
+        return archive_plan(session, get_plan(session, first.id, lock=True), now=later)
+
+    def publish(session: Session) -> Plan:
+        return publish_plan(session, get_plan(session, draft.id, lock=True), now=now)
+
+    assert isinstance(at_once(engine, publish, archive).exception(), PlanStatusError)
+    with Session(engine) as session:
+        assert get_plan(session, first.id).effective_to == now
+        assert get_plan(session, "pro").id == draft.id
+
+
+def test_a_draft_that_is_deleted_while_it_is_published_is_one_of_both(engine: Engine, now: datetime) -> None:
+    with Session(engine, expire_on_commit=False) as session:
+        draft = a_draft(session)
+        session.commit()
+
+    def delete(session: Session) -> None:
+        delete_plan(session, get_plan(session, draft.id, lock=True), now=now)
+
+    def publish(session: Session) -> Plan:
+        return publish_plan(session, get_plan(session, draft.id, lock=True), now=now)
+
+    assert isinstance(at_once(engine, delete, publish).exception(), PlanNotFoundError)
+    with Session(engine) as session:
+        assert get_plan(session, draft.id).status(now) == "draft"
