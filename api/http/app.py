@@ -21,6 +21,7 @@ from api import clock
 from api.database import connector, open_database
 from api.flusher import Flusher
 from api.http import (
+    addons,
     corrections,
     customers,
     dispositions,
@@ -28,6 +29,7 @@ from api.http import (
     features,
     invoices,
     meters,
+    plan_addons,
     plans,
     progress,
     quarantine,
@@ -74,6 +76,8 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
         progress,
         features,
         plans,
+        addons,
+        plan_addons,
         customers,
         subscriptions,
         invoices,
