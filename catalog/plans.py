@@ -30,6 +30,7 @@ __all__ = [
     "PlanNotFoundError",
     "PlanNotLatestError",
     "PlanStatusError",
+    "addon_issues_of_plans",
     "archive_plan",
     "create_plan",
     "delete_plan",
@@ -140,11 +141,8 @@ def publish_plan(session: Session, plan: Plan, *, now: datetime) -> Plan:
     """From `now` on it is the one that is sold; every open problem bars this."""
     _require_status(plan, now, "draft", "published", NEXT)
     features = _features_of(session, plan, lock=True)
-    offers = offers_of(session, plan.id, lock=True, now=now)
-    if issues := [
-        *barring(_issues(plan, features)),
-        *incompatible_addons(plan_terms(session, plan, now=now), offers),
-    ]:
+    misfits = addon_issues_of_plans(session, [plan], lock=True, now=now)[plan.id]
+    if issues := [*barring(_issues(plan, features)), *misfits]:
         raise InvalidError(f"the plan can't be published: {issues[0].message}", *issues)
     plan.feature_ids = {key: feature.id for key, feature in features.items()}
     message = f"another version of {plan.key!r} was published at the same time"
@@ -157,7 +155,7 @@ def publish_plan(session: Session, plan: Plan, *, now: datetime) -> Plan:
 
 def archive_plan(session: Session, plan: Plan, *, now: datetime) -> Plan:
     """Nobody can buy it from `now` on; who has it keeps it. The plan must have been loaded with a lock."""
-    _require_status(plan, now, "active", "archived", "Delete a draft instead.")
+    _require_status(plan, now, "active", "archived", "Only what is active can be; delete a draft instead.")
     plan.effective_to = plan.updated_at = now
     session.flush()
     return plan
@@ -232,6 +230,20 @@ def issues_of_plans(session: Session, plans: Sequence[Plan]) -> dict[str, list[I
     )
     advice = {plan.id: [issue for issue in _issues(plan, {}) if issue.severity == "info"] for plan in plans}
     return advice | {plan.id: _issues(plan, features) for plan in drafts}
+
+
+def addon_issues_of_plans(
+    session: Session, plans: Sequence[Plan], *, lock: bool = False, now: datetime
+) -> dict[str, list[Issue]]:
+    """Which add-ons bar the publication of those that are drafts, by the plans' ids."""
+    drafts = [plan.id for plan in plans if plan.effective_from is None]
+    offers = offers_of(session, drafts, lock=lock, now=now) if drafts else {}
+    return {
+        plan.id: incompatible_addons(plan_terms(session, plan, now=now), offers[plan.id])
+        if plan.id in offers
+        else []
+        for plan in plans
+    }
 
 
 def _check_and_pin(session: Session, plan: Plan) -> None:

@@ -179,6 +179,164 @@ def test_an_amount_that_is_a_json_number_keeps_its_digits(client: httpx.Client) 
     assert (card["billingCadence"], plan["phases"][0]["duration"]) == (None, None)
 
 
+def tiers(*given: tuple[str | None, str]) -> list[dict[str, object]]:
+    return [
+        {"upToAmount": end, "flatPrice": None, "unitPrice": {"type": "unit", "amount": amount}}
+        if end
+        else {"flatPrice": None, "unitPrice": {"type": "unit", "amount": amount}}
+        for end, amount in given
+    ]
+
+
+OWN_PRICES: list[dict[str, object]] = [
+    {
+        "type": "tiered",
+        "mode": "graduated",
+        "tiers": tiers(("1000000", "0.000002"), (None, "0.000001")),
+        "groupBy": ["model"],
+        "minimumAmount": "5",
+        "maximumAmount": "500",
+    },
+    {
+        "type": "percentage",
+        "percentage": "2.9",
+        "fixedAmount": "0.3",
+        "freeUnits": "0",
+        "minimumPerEvent": "0.5",
+        "maximumPerEvent": "20",
+    },
+    {
+        "type": "matrix",
+        "dimensions": ["provider", "model"],
+        "cells": [{"values": {"provider": "openai", "model": "gpt-4o"}, "amount": "0.00001"}],
+        "defaultAmount": "0.000005",
+    },
+]
+"""What OpenMeter does not have; what it has goes through its SDK."""
+
+
+@pytest.mark.parametrize("price", OWN_PRICES, ids=["groupBy", "percentage", "matrix"])
+def test_a_price_of_our_own_comes_back_as_it_was_sent(client: httpx.Client, price: dict[str, object]) -> None:
+    card = {**usage_card(feature(client)["key"]), "price": price}
+    plan = published(client, phase("only", None, card))
+    assert (plan["status"], plan["validationErrors"]) == ("active", [])
+    assert ask(client, "GET", f"plans/{plan['id']}")["phases"][0]["rateCards"][0]["price"] == price
+
+
+def test_units_are_converted_as_the_card_says(client: httpx.Client) -> None:
+    config = {
+        "operation": "divide",
+        "conversionFactor": "1000000",
+        "rounding": "ceiling",
+        "precision": 3,
+        "displayUnit": "M tokens",
+    }
+    card = {**usage_card(feature(client)["key"]), "unitConfig": config}
+    plan = published(client, phase("only", None, card))
+    assert plan["phases"][0]["rateCards"][0]["unitConfig"] == config
+
+
+FALLING = {"type": "tiered", "mode": "volume", "tiers": tiers(("10", "10"), (None, "8"))}
+
+
+def test_a_total_that_falls_is_advice_that_stays_with_the_plan(client: httpx.Client) -> None:
+    card = {**usage_card(feature(client)["key"]), "price": FALLING}
+    plan = published(client, phase("only", None, card))
+    (advice,) = plan["validationErrors"]
+    assert (advice["code"], advice["attributes"]["severity"]) == ("price_total_falls", "info")
+    assert advice["field"] == "$.phases[0].rateCards[0].price.tiers[1]"
+    assert "10 units cost 100, 11 units cost 88" in advice["message"]
+    assert advice["attributes"]["hint"]
+
+
+CARD = "$.phases[0].rateCards[0]"
+REFUSED = [
+    ({"discounts": {"percentage": {"percentage": 101}}}, "percentage_discount_invalid_value", "discounts"),
+    ({"discounts": {"usage": {"quantity": "-1"}}}, "usage_discount_negative_quantity", "discounts"),
+    ({"taxConfig": {"stripe": {"code": "10"}}}, "tax_config_invalid_stripe_code", "taxConfig.stripe.code"),
+    (
+        {"unitConfig": {"operation": "divide", "conversionFactor": "0"}},
+        "unit_config_invalid_conversion_factor",
+        "unitConfig.conversionFactor",
+    ),
+    (
+        {"entitlementTemplate": {"type": "static", "config": "{"}},
+        "entitlement_template_invalid_json_config",
+        "entitlementTemplate.config",
+    ),
+    (
+        {"entitlementTemplate": {"type": "metered", "usagePeriod": "PT1M"}},
+        "entitlement_template_usage_period_less_then_an_hour",
+        "entitlementTemplate.usagePeriod",
+    ),
+    ({"price": {**OWN_PRICES[0], "groupBy": ["region"]}}, "price_dimension_unknown", "price.groupBy[0]"),
+    ({"price": {"type": "tiered", "mode": "volume", "tiers": []}}, "price_tiers_empty", "price.tiers"),
+    ({"featureKey": "unknown", "key": "unknown"}, "rate_card_feature_not_found", "featureKey"),
+    ({"billingCadence": "P1W"}, "rate_card_billing_cadence_unaligned", "billingCadence"),
+    ({"name": ""}, "resource_name_empty", "name"),
+    ({"price": {"type": "unit", "amount": "1", "freeUnits": "3"}}, "unknown_field", "price.freeUnits"),
+]
+
+
+@pytest.mark.parametrize(("broken", "code", "member"), REFUSED, ids=[code for _, code, _ in REFUSED])
+def test_a_broken_rule_gives_its_code_its_path_and_a_hint_and_nothing_is_sold(
+    client: httpx.Client, broken: dict[str, object], code: str, member: str
+) -> None:
+    """Refused at once, or kept with the draft and refused when it is published."""
+    body = plan_body(key("p"), phase("only", None, {**usage_card(feature(client)["key"]), **broken}))
+    answer = client.post("/api/v1/plans", json=body)
+    kept = answer.status_code == 201
+    if kept:
+        answer = client.post(f"/api/v1/plans/{answer.json()['id']}/publish")
+    (issue,) = assert_problem(answer, 400)["extensions"]["validationErrors"]
+    assert issue["code"] == code
+    assert issue["field"].startswith(f"{CARD}.{member}")
+    assert issue["severity"] == ("warning" if kept else "critical")
+    assert issue["hint"]
+    left = ask(client, "GET", "plans", params={"key": body["key"], "includeDeleted": True})["items"]
+    assert [plan["status"] for plan in left] == (["draft"] if kept else [])
+
+
+def test_a_plan_is_archived_and_deleted_and_its_key_goes_on(client: httpx.Client) -> None:
+    plan = published(client, phase("only", None, fee_card("10")))
+    assert_problem(client.delete(f"/api/v1/plans/{plan['id']}"), 403, "plan_invalid_status", "$.status")
+    second = ask(client, "POST", f"plans/{plan['key']}/next", 201)
+    assert (second["version"], second["status"], second["phases"]) == (2, "draft", plan["phases"])
+    again = client.post(f"/api/v1/plans/{plan['key']}/next")
+    assert_problem(again, 409, "plan_draft_exists", "$.key")
+    ask(client, "DELETE", f"plans/{second['id']}", 204)
+    assert_problem(client.delete(f"/api/v1/plans/{second['id']}"), 404)
+    assert_problem(client.post(f"/api/v1/plans/{second['id']}/publish"), 404)
+    assert "deletedAt" in ask(client, "GET", f"plans/{second['id']}")
+    archived = ask(client, "POST", f"plans/{plan['id']}/archive")
+    assert (archived["status"], "effectiveTo" in archived) == ("archived", True)
+    assert_problem(client.post(f"/api/v1/plans/{plan['id']}/archive"), 403, "plan_invalid_status", "$.status")
+    ask(client, "DELETE", f"plans/{plan['id']}", 204)
+    assert_problem(client.get(f"/api/v1/plans/{plan['key']}"), 404)
+    assert make(client, "plans", **plan_body(plan["key"], phase("only", None, fee_card("1"))))["version"] == 3
+
+
+def test_plans_are_listed_by_versions_of_keys_and_in_the_order_that_is_asked_for(
+    client: httpx.Client,
+) -> None:
+    name = published(client, phase("only", None, fee_card("1")))["key"]
+    for _ in range(2):
+        ask(client, "POST", f"plans/{ask(client, 'POST', f'plans/{name}/next', 201)['id']}/publish")
+
+    def versions(**params: object) -> list[int]:
+        return [
+            plan["version"] for plan in ask(client, "GET", "plans", params={"key": name, **params})["items"]
+        ]
+
+    assert versions() == [1, 2, 3]
+    assert versions(order="DESC") == [3, 2, 1]
+    assert versions(orderBy="created_at", order="DESC") == [3, 2, 1]
+    assert versions(**{f"keyVersion[{name}]": [1, 3]}) == [1, 3]
+    assert versions(**{"keyVersion[another]": 1}) == []
+    for params in ({"orderBy": "price"}, {"order": "up"}, {"keyVersion[p]": "x"}, {"status": "sold"}):
+        assert_problem(client.get("/api/v1/plans", params=params), 400)
+
+
 # -- customers -----------------------------------------------------------------------------------------------
 
 

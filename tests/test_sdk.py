@@ -372,6 +372,172 @@ def test_a_customer_is_created_listed_read_changed_and_deleted(sdk: Sdk) -> None
     assert sdk.done(customers.get(made.id)).deleted_at is not None
 
 
+def tier_of(end: str | None, unit: str | None = None, flat: str | None = None) -> Any:
+    return models.PriceTier(
+        up_to_amount=end,
+        unit_price=models.UnitPrice(type="unit", amount=unit) if unit else None,
+        flat_price=models.FlatPrice(type="flat", amount=flat) if flat else None,
+    )
+
+
+def every_price() -> list[Any]:
+    """Every model that OpenMeter knows, on a usage-based card, with every member it has."""
+    limits = {"minimum_amount": "10", "maximum_amount": "2000.5"}
+    graduated = [tier_of("5", flat="100"), tier_of("10", "0.5", "50"), tier_of(None, "1")]
+    volume = [tier_of("5", "1"), tier_of(None, "2", "0")]
+    return [
+        models.FlatPriceWithPaymentTerm(type="flat", amount="49.90", payment_term="in_arrears"),
+        models.UnitPriceWithCommitments(type="unit", amount="0.00002", **limits),
+        models.TieredPriceWithCommitments(type="tiered", mode="graduated", tiers=graduated, **limits),
+        models.TieredPriceWithCommitments(type="tiered", mode="volume", tiers=volume),
+        models.PackagePriceWithCommitments(type="package", amount="15", quantity_per_package="10", **limits),
+        models.DynamicPriceWithCommitments(type="dynamic", multiplier="1.25", **limits),
+    ]
+
+
+def every_template() -> list[Any]:
+    return [
+        models.RateCardBooleanEntitlement(type="boolean", metadata={"a": "b"}),
+        models.RateCardStaticEntitlement(type="static", config='{"seats": 5}'),
+        models.RateCardMeteredEntitlement(
+            type="metered",
+            is_soft_limit=True,
+            issue_after_reset=1000.5,
+            issue_after_reset_priority=3,
+            preserve_overage_at_reset=True,
+            usage_period="P1M",
+        ),
+    ]
+
+
+def a_feature_of(sdk: Sdk, key: str) -> str:
+    sdk.done(sdk.client.meters.create(token_meter(key)))
+    sdk.done(sdk.client.features.create(models.FeatureCreateInputs(key=key, name="Tokens", meter_slug=key)))
+    return key
+
+
+def rich_phases(feature_keys: list[str]) -> list[Any]:
+    """A card for each price; templates and discounts in turn. A flat fee in a trial before."""
+    templates = every_template()
+    cards = [
+        models.RateCardUsageBased(
+            type="usage_based",
+            key=feature_keys[i],
+            feature_key=feature_keys[i],
+            name=f"Card {i}",
+            description="as sold",
+            metadata={"gl": str(i)},
+            billing_cadence="P1M",
+            price=price,
+            entitlement_template=templates[i % 3],
+            discounts=models.Discounts(
+                percentage=models.DiscountPercentage(percentage=(12.5, 100, 0.1)[i % 3]),
+                usage=models.DiscountUsage(quantity="10.5") if i else None,
+            ),
+            tax_config=models.TaxConfig(
+                behavior="exclusive", stripe=models.StripeTaxConfig(code="txcd_10000000")
+            ),
+        )
+        for i, price in enumerate(every_price())
+    ]
+    setup = models.RateCardFlatFee(
+        type="flat_fee",
+        key="setup",
+        name="Setup",
+        billing_cadence=None,
+        price=models.FlatPriceWithPaymentTerm(type="flat", amount="99", payment_term="in_advance"),
+        tax_config=models.TaxConfig(custom_invoicing=models.CustomInvoicingTaxConfig(code="S1")),
+    )
+    free = models.RateCardFlatFee(type="flat_fee", key="free", name="Free", billing_cadence="P1M", price=None)
+    return [
+        models.PlanPhase(key="trial", name="Trial", duration="P14D", rate_cards=[setup, free]),
+        models.PlanPhase(key="main", name="Main", description="d", duration=None, rate_cards=cards),
+    ]
+
+
+def as_sent(value: Any) -> Any:
+    """What the SDK puts on the wire; what it leaves out by sending null is left out here too."""
+    if isinstance(value, list):
+        return [as_sent(item) for item in value]
+    if hasattr(value, "items"):
+        return {name: as_sent(item) for name, item in value.items() if item is not None}
+    return value
+
+
+def assert_holds(found: Any, sent: Any, at: str = "$") -> None:
+    """All that was sent is there and the same; what OpenMeter has a default for may be there besides."""
+    if isinstance(sent, dict):
+        for name, value in sent.items():
+            assert name in found, f"{at}.{name}"
+            assert_holds(found[name], value, f"{at}.{name}")
+        assert {name for name in found if found[name] is not None} - set(sent) <= DEFAULTS, at
+    elif isinstance(sent, list):
+        assert len(found) == len(sent), at
+        for i, (one, other) in enumerate(zip(found, sent, strict=True)):
+            assert_holds(one, other, f"{at}[{i}]")
+    else:
+        assert found == sent, at
+
+
+DEFAULTS = {"isSoftLimit", "preserveOverageAtReset", "paymentTerm", "multiplier"}
+
+
+def test_every_operation_of_plans_with_all_that_a_plan_can_hold(sdk: Sdk) -> None:
+    plans, key = sdk.client.plans, sdk.name("rich")
+    phases = rich_phases([a_feature_of(sdk, f"{key}_{i}") for i in range(6)])
+    wanted = models.PlanCreate(
+        key=key,
+        name="Rich",
+        description="everything",
+        metadata={"team": "ai"},
+        currency="EUR",
+        billing_cadence="P1M",
+        pro_rating_config=models.ProRatingConfig(enabled=False, mode="prorate_prices"),
+        phases=phases,
+    )
+    sent = as_sent(wanted)
+    draft = sdk.done(plans.create(wanted))
+    assert (draft.status, draft.version, draft.validation_errors) == ("draft", 1, [])
+    for answer in (draft, sdk.done(plans.get(draft.id)), sdk.done(plans.get(key, include_latest=True))):
+        assert_holds({name: as_sent(answer)[name] for name in sent}, sent)
+    tier = draft.phases[1].rate_cards[2]["price"]["tiers"][0]
+    assert (tier["unitPrice"], tier["flatPrice"]["amount"]) == (None, "100")
+
+    # What was read can be sent back as it is.
+    replaced = sdk.done(
+        plans.update(
+            draft.id, models.PlanReplaceUpdate(name="Richer", billing_cadence="P1M", phases=draft.phases)
+        )
+    )
+    assert (replaced.name, as_sent(replaced.phases)) == ("Richer", as_sent(draft.phases))
+    first = sdk.done(plans.publish(draft.id))
+    assert (first.status, as_sent(first.phases)) == ("active", as_sent(draft.phases))
+
+    second = sdk.done(plans.next(key))
+    assert (second.status, second.version, as_sent(second.phases)) == ("draft", 2, as_sent(first.phases))
+    assert sdk.done(plans.publish(second.id)).status == "active"
+    assert sdk.done(plans.get(first.id)).status == "archived"
+    third = sdk.done(plans.next(second.id))
+
+    pages = [
+        sdk.every(plans.list(key=[key], order="DESC", order_by="version", page=n, page_size=2))
+        for n in (1, 2)
+    ]
+    assert [[plan.version for plan in page] for page in pages] == [[3, 2], [1]]
+    assert [plan.version for plan in sdk.every(plans.list(key_version={key: [1, 3]}))] == [1, 3]
+    assert [plan.id for plan in sdk.every(plans.list(id=[second.id], currency=["EUR"]))] == [second.id]
+    assert sdk.every(plans.list(key=[key], status=["scheduled"])) == []
+
+    assert sdk.done(plans.delete(third.id)) is None
+    assert sdk.done(plans.archive(second.id)).effective_to is not None
+    assert sdk.done(plans.delete(second.id)) is None
+    assert [plan.version for plan in sdk.every(plans.list(key=[key]))] == [1]
+    every = sdk.every(plans.list(key=[key], include_deleted=True))
+    assert [plan.deleted_at is not None for plan in every] == [False, True, True]
+    with pytest.raises(ResourceNotFoundError):
+        sdk.done(plans.get(key))
+
+
 def test_from_plan_to_invoice_preview(sdk: Sdk) -> None:
     """The whole story; a draft may still change, what is published is sold as it is."""
     client, slug = sdk.client, sdk.name("story")
