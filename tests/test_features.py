@@ -1,8 +1,11 @@
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from catalog.features import (
@@ -17,13 +20,16 @@ from catalog.features import (
     get_feature,
     latest_features,
     list_features,
+    set_unit_cost,
     update_meter,
 )
+from catalog.unit_cost import LlmUnitCost, ManualUnitCost
 from metering.errors import InvalidError
-from metering.filter_string import FilterString
+from metering.filter_string import FilterString, parse_filters
 from metering.meters import MeterNotFoundError, get_meter
 from tests.builders import START, a_feature, a_meter, a_metered_feature, at_once
 
+TOLD = LlmUnitCost(type="llm", provider="openai", model_property="model", token_type_property="type")  # noqa: S106  no password
 DIMENSIONS = {"provider": "$.provider", "model": "$.model", "type": "$.type"}
 
 
@@ -258,3 +264,115 @@ def test_no_feature_is_created_of_a_meter_that_is_being_deleted(engine: Engine) 
     error = second.exception()
     assert isinstance(error, InvalidError)
     assert error.issues[0].code == "meter_not_found"
+
+
+# -- Conditions, costs, lists --------------------------------------------------------------------------------
+
+EVERY_OPERATOR = {
+    "provider": {"$in": ["openai", "azure"], "$ne": "x", "$nin": []},
+    "model": {"$or": [{"$like": "gpt-%"}, {"$and": [{"$gte": "o"}, {"$lt": "p"}]}], "$nilike": "%MINI"},
+    "type": {},
+}
+
+
+def narrowed(session: Session, sent: object, **changes: Any) -> Feature:
+    conditions = parse_filters(sent, "$.advancedMeterGroupByFilters")
+    usual = {"key": "narrow", "name": "Narrow", "meter_slug": "tokens", "now": START}
+    return create_feature(session, **{"advanced_meter_group_by_filters": conditions, **usual, **changes})
+
+
+def test_conditions_of_every_operator_are_kept_as_they_were_written(session: Session) -> None:
+    a_meter(session)
+    made = narrowed(session, EVERY_OPERATOR)
+    kept = text("SELECT advanced_meter_group_by_filters FROM features WHERE id = :id")
+    assert session.execute(kept, {"id": made.id}).scalar_one() == EVERY_OPERATOR
+    session.expire_all()
+    assert get_feature(session, "narrow").conditions == parse_filters(EVERY_OPERATOR, "$")
+
+
+def test_equal_filters_are_conditions_too(session: Session) -> None:
+    a_meter(session)
+    plain = a_feature(session, meter="tokens", filters={"type": "request"})
+    assert plain.conditions == {"type": FilterString(eq="request")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "field"),
+    [
+        ({"meter_group_by_filters": {"model": "o3"}}, "exclusive_filters", "$.advancedMeterGroupByFilters"),
+        ({"sent": {"region": {"$eq": "eu"}}}, "unknown_group_by", "$.advancedMeterGroupByFilters.region"),
+        ({"meter_slug": None}, "unknown_group_by", "$.advancedMeterGroupByFilters.model"),
+        ({"unit_cost": ManualUnitCost(type="manual", amount=Decimal(-1))}, "cost_negative",
+         "$.unitCost.amount"),
+    ],
+)  # fmt: skip
+def test_a_broken_rule_is_refused_with_its_place(
+    session: Session, changes: dict[str, Any], code: str, field: str
+) -> None:
+    a_meter(session)
+    with pytest.raises(InvalidError) as caught:
+        narrowed(session, changes.get("sent", {"model": {"$like": "gpt%"}}), **{
+            name: value for name, value in changes.items() if name != "sent"
+        })  # fmt: skip
+    (issue,) = caught.value.issues
+    assert (issue.code, issue.field) == (code, field)
+    assert issue.hint
+    assert list_features(session) == ([], 0)
+
+
+def test_no_filters_of_one_kind_and_some_of_the_other_do_not_exclude_each_other(session: Session) -> None:
+    a_meter(session)
+    made = narrowed(session, {"model": {"$like": "gpt%"}}, meter_group_by_filters={})
+    assert made.conditions == {"model": FilterString(like="gpt%")}
+
+
+def test_a_dimension_that_tells_what_a_unit_costs_can_not_be_dropped(session: Session, now: datetime) -> None:
+    a_meter(session)
+    narrowed(session, {}, unit_cost=TOLD)
+    with pytest.raises(MeterInUseError):
+        change_dimensions(session, {"provider": "$.provider", "model": "$.model"}, now)
+
+
+def test_a_unit_cost_may_change_and_go(session: Session, now: datetime) -> None:
+    a_meter(session)
+    made = narrowed(session, {}, unit_cost=TOLD)
+    session.expire_all()
+    assert get_feature(session, made.id).unit_cost == TOLD
+    manual = ManualUnitCost(type="manual", amount=Decimal("0.00000000000000000000000000001"))
+    set_unit_cost(session, get_feature(session, made.id), manual, now=now)
+    session.expire_all()
+    found = get_feature(session, made.id)
+    assert (found.unit_cost, found.updated_at) == (manual, now)
+    with pytest.raises(InvalidError):
+        set_unit_cost(session, found, replace(TOLD, model_property="region"), now=now)
+    set_unit_cost(session, found, None, now=now)
+    session.expire_all()
+    assert get_feature(session, made.id).unit_cost is None
+
+
+def test_a_dimension_is_not_dropped_while_a_unit_cost_is_being_set_by_it(engine: Engine) -> None:
+    with Session(engine) as session:
+        a_meter(session)
+        a_feature(session, "narrow", meter="tokens")
+        session.commit()
+    second = at_once(
+        engine,
+        lambda session: set_unit_cost(session, get_feature(session, "narrow"), TOLD, now=START),
+        lambda session: change_dimensions(session, {"provider": "$.provider"}, START),
+    )
+    assert isinstance(second.exception(), MeterInUseError)
+
+
+def test_features_are_listed_in_an_order_and_in_parts(session: Session) -> None:
+    for number, (key, name) in enumerate([("b", "1"), ("c", "3"), ("a", "2")]):
+        create_feature(session, key=key, name=name, now=START + timedelta(days=number))
+
+    def order(**how: Any) -> str:
+        found, count = list_features(session, **how)
+        assert count == 3
+        return "".join(feature.key for feature in found)
+
+    assert [order(), order(descending=True)] == ["abc", "cba"]
+    assert [order(order_by=name) for name in ("id", "created_at", "updated_at")] == ["bca"] * 3
+    assert [order(order_by="name"), order(order_by="name", descending=True)] == ["bac", "cab"]
+    assert [order(offset=1), order(limit=2), order(offset=1, limit=1)] == ["bc", "ab", "b"]

@@ -74,6 +74,7 @@ def test_each_operation_has_an_id_of_its_own_a_key_and_a_problem_answer(document
 def test_each_operation_documents_the_one_status_that_openmeters_sdk_accepts(document: Any) -> None:
     collections = ("meters", "features", "plans", "addons", "customers", "subscriptions", "corrections")
     created = {f"POST /api/v1/{name}" for name in collections}
+    created |= {"POST /api/v1/llm-cost/overrides"}
     created |= {"POST /api/v1/plans/{planId}/addons", "POST /api/v1/plans/{planIdOrKey}/next"}
     for name, operation in operations(document).items():
         expected = "201" if name in created else "204" if name.startswith("DELETE") else "200"

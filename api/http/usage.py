@@ -24,7 +24,7 @@ from metering.meters import Meter
 from metering.period import WindowSize
 from metering.usage import query_usage, usage_groups
 
-__all__ = ["router"]
+__all__ = ["Accept", "Conditions", "MeterQueryRequest", "query_of", "router"]
 
 router = APIRouter(prefix="/api/v1/meters", tags=["Meters"], route_class=ExactRoute)
 
@@ -229,13 +229,14 @@ def _decoded(filters: str | None) -> Any:
 
 def _answer(session: Session, id_or_slug: str, asked: MeterQueryRequest, *, csv: bool) -> Response:
     meter = meters.get_meter(session, id_or_slug)
-    query = _query(session, asked)
+    query = query_of(session, asked)
     announce(session, asked.client_id)
     rows = query_usage(session, meter.definition, query)
     return _csv(meter, query, rows) if csv else _json(asked, rows)
 
 
-def _query(session: Session, asked: MeterQueryRequest) -> UsageQuery:
+def query_of(session: Session, asked: MeterQueryRequest) -> UsageQuery:
+    """The question that is asked, its customers as they are now."""
     _require_one_kind_of_filter(asked)
     customers = _owners(session, asked.filter_customer_id or ())
     return UsageQuery(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from metering.exact import plain
 from metering.meter import UsageRow
 
-__all__ = ["MEDIA_TYPE", "usage_csv", "wants_csv"]
+__all__ = ["MEDIA_TYPE", "harmless", "instant_text", "usage_csv", "wants_csv"]
 
 MEDIA_TYPE = "text/csv"
 
@@ -60,15 +60,17 @@ def usage_csv(rows: Sequence[UsageRow], group_by: Sequence[str]) -> str:
     writer = csv.writer(table)
     writer.writerow(["window_start", "window_end", *names, "value"])
     for row in rows:
-        groups = [_harmless(row.group[name]) for name in names]
-        writer.writerow([_instant(row.window.start), _instant(row.window.end), *groups, plain(row.value)])
+        groups = [harmless(row.group[name]) for name in names]
+        writer.writerow(
+            [instant_text(row.window.start), instant_text(row.window.end), *groups, plain(row.value)]
+        )
     return table.getvalue()
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """A text that whoever sent an event chose, as text and not as a formula: behind an apostrophe."""
     return f"'{text}" if _FORMULA.match(text) else text
 
 
-def _instant(at: datetime) -> str:
+def instant_text(at: datetime) -> str:
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
