@@ -4,7 +4,7 @@ A plan that is published offers nothing that does not fit it. A draft may for a 
 published.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -145,11 +145,19 @@ def plan_addon_issues(plan: PlanTerms, offered: PlanAddon, *, now: datetime) -> 
     return check_offer(plan, _offer(offered, now))
 
 
-def offers_of(session: Session, plan_id: str, *, lock: bool = False, now: datetime) -> list[Offer]:
-    """Everything that a plan offers; `lock`: none of the add-ons changes before this is committed."""
-    query = _offered(plan_id).order_by(Addon.id)
+def offers_of(
+    session: Session, plan_ids: Iterable[str], *, lock: bool = False, now: datetime
+) -> dict[str, list[Offer]]:
+    """Everything that these plans offer, by their ids.
+
+    `lock`: none of the add-ons changes before this is committed.
+    """
+    query = _offered(plan_ids).order_by(Addon.id, PlanAddon.id)
     query = query.with_for_update(read=True, of=Addon) if lock else query
-    return [_offer(offered, now) for offered in session.scalars(query)]
+    offers: dict[str, list[Offer]] = {}
+    for offered in session.scalars(query):
+        offers.setdefault(offered.plan_id, []).append(_offer(offered, now))
+    return offers
 
 
 def _offer(offered: PlanAddon, now: datetime) -> Offer:
@@ -165,10 +173,10 @@ def _offer(offered: PlanAddon, now: datetime) -> Offer:
     return Offer(addon=terms, from_plan_phase=offered.from_plan_phase, max_quantity=offered.max_quantity)
 
 
-def _offered(plan_id: str) -> Select[PlanAddon]:
+def _offered(plan_ids: Iterable[str]) -> Select[PlanAddon]:
     """With their add-ons."""
     query = select(PlanAddon).join(PlanAddon.addon).options(contains_eager(PlanAddon.addon))
-    return query.where(PlanAddon.plan_id == plan_id, PlanAddon.deleted_at.is_(None))
+    return query.where(PlanAddon.plan_id.in_(plan_ids), PlanAddon.deleted_at.is_(None))
 
 
 def list_plan_addons(
@@ -204,7 +212,7 @@ def list_plan_addons(
 def get_plan_addon(session: Session, plan_id: str, addon_id_or_key: str, *, lock: bool = False) -> PlanAddon:
     """By its own id, or by its add-on's id or key; of several versions of a key it is the newest."""
     named = or_(*[column == addon_id_or_key for column in (PlanAddon.id, Addon.id, Addon.key)])
-    query = _offered(plan_id).where(named).order_by(Addon.version.desc()).limit(1)
+    query = _offered([plan_id]).where(named).order_by(Addon.version.desc()).limit(1)
     offered = session.scalar(query.with_for_update(of=PlanAddon) if lock else query)
     if offered is None:
         raise PlanAddonNotFoundError(f"the plan offers no add-on {addon_id_or_key!r}")

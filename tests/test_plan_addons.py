@@ -18,7 +18,7 @@ from catalog.plan_addons import (
     plan_addon_issues,
     update_plan_addon,
 )
-from catalog.plans import Plan, get_plan, plan_terms, publish_plan, update_plan
+from catalog.plans import Plan, addon_issues_of_plans, get_plan, plan_terms, publish_plan, update_plan
 from catalog.rate_card import Phase
 from catalog.versions import VersionFilter, VersionOrder
 from metering.errors import InvalidError
@@ -31,6 +31,7 @@ from tests.builders import (
     an_addon,
     an_addon_draft,
     at_once,
+    counted_statements,
     fee,
     phase,
 )
@@ -310,6 +311,22 @@ def test_offers_are_listed_by_their_addons(session: Session, now: datetime) -> N
     assert listed(VersionFilter(ids=[support.addon_id, new.addon_id])) == [new, support]
     assert listed(VersionFilter(key_versions={"seats": [2], "support": [2]})) == [new]
     assert list_plan_addons(session, plan.id, ANYTHING, offset=1, limit=1, now=now) == ([new], 3)
+
+
+def test_what_many_plans_offer_is_read_at_once(
+    session: Session, shared_engine: Engine, now: datetime
+) -> None:
+    addon = an_addon(session)
+    fitting = [a_draft(session, key=f"fits_{number}") for number in range(5)]
+    misfit = a_draft(session, phase(fee(term="in_arrears")), key="misfit")
+    offer(session, misfit, addon)
+    active = a_plan(session)
+    with counted_statements(shared_engine) as sent:
+        found = addon_issues_of_plans(session, [*fitting, misfit, active], now=now)
+    codes_of = {plan_id: [issue.code for issue in issues] for plan_id, issues in found.items() if issues}
+    assert codes_of == {misfit.id: ["plan_has_incompatible_addon"]}
+    assert len(found) == 7
+    assert len(sent) <= 2
 
 
 def test_of_two_who_offer_an_addon_at_once_one_wins(engine: Engine, now: datetime) -> None:

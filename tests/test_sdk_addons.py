@@ -216,7 +216,11 @@ def test_a_plan_is_published_once_all_that_it_offers_fits(sdk: Any) -> None:
     )
     assert error.attributes["hint"] == "Set it to in_arrears."
     assert refused(sdk.plans.publish, plan.id) == [("plan_has_incompatible_addon", "$")]
-    assert sdk.plans.get(plan.id).status == "draft"
+    kept = sdk.plans.get(plan.id)
+    assert (kept.status, [error.code for error in kept.validation_errors]) == (
+        "draft",
+        ["plan_has_incompatible_addon"],
+    )
     sdk.plan_addons.delete(plan.id, addon.id)
     assert sdk.plans.publish(plan.id).status == "active"
     assert refused(sdk.plan_addons.create, plan.id, sent) == [(error.code, error.field)]

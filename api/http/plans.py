@@ -77,7 +77,8 @@ def _body(session: Session, plan: Plan, now: datetime) -> PlanBody:
 
 def _bodies(session: Session, found: Sequence[Plan], now: datetime) -> list[PlanBody]:
     issues = plans.issues_of_plans(session, found)
-    return [_body_of(plan, issues[plan.id], now) for plan in found]
+    misfits = plans.addon_issues_of_plans(session, found, now=now)
+    return [_body_of(plan, [*issues[plan.id], *misfits[plan.id]], now) for plan in found]
 
 
 def _body_of(plan: Plan, issues: Sequence[Issue], now: datetime) -> PlanBody:
