@@ -8,9 +8,11 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 from metering.database import Base, Id, Instant
 from metering.errors import NotFoundError
 
-__all__ = ["App", "AppNotFoundError", "AppType", "get_app"]
+__all__ = ["SANDBOX_WISH", "App", "AppNotFoundError", "AppType", "get_app"]
 
 AppType = Literal["sandbox", "custom_invoicing"]
+SANDBOX_WISH = "openmeter.io/sandbox/target-payment-status"
+"""A customer's or an invoice's metadata: paid, failed, uncollectible or action_required."""
 
 
 class App(Base):

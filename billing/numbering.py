@@ -42,14 +42,14 @@ def final_numbers(session: Session, scope: str, count: int) -> list[int]:
     taken = taken.on_conflict_do_update(
         index_elements=[NumberSequence.scope], set_={"last": NumberSequence.last + count}
     )
-    last = session.scalars(taken.returning(NumberSequence.last)).one()
+    last: int = session.scalars(taken.returning(NumberSequence.last)).one()
     return list(range(last - count + 1, last + 1))
 
 
 def prefix_of(name: str) -> str:
     """Four letters of a customer's name: of one word the first, of more two and two; UNKN if it has none."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().upper()
-    words = re.findall(r"[A-Z0-9]+", plain)
+    words: list[str] = re.findall(r"[A-Z0-9]+", plain)
     if len(words) > 1:
         return words[0][:2] + words[1][:2]
     return words[0][:4] if words else "UNKN"

@@ -32,6 +32,8 @@ __all__ = [
     "difference",
     "owed",
     "rate",
+    "settle",
+    "together",
     "totals_of",
 ]
 
@@ -136,11 +138,20 @@ def rate(terms: Terms, usage: Usage = NOTHING, *, before: Usage = NOTHING, last:
 
     `last`: the period ends with this line; a minimum spend is due then. A flat price takes no usage.
     """
-    then, free_then = _charged(terms, before)
-    now, free_now = _charged(terms, before + usage)
-    stood = () if isinstance(terms.price, FlatPrice) else _owed(terms, then, last=False)
+    stood = () if isinstance(terms.price, FlatPrice) else owed(terms, before, last=False)
+    return settle(terms, before + usage, before=before, billed=stood, last=last)
+
+
+def settle(
+    terms: Terms, usage: Usage, *, before: Usage, billed: Iterable[DetailedLine], last: bool = True
+) -> Rating:
+    """What is left to bill of a period in which `usage` was used in all, and `billed` was billed already.
+
+    `before` is the usage that was billed, whatever it was billed at.
+    """
+    (then, free_then), (now, free_now) = _charged(terms, before), _charged(terms, usage)
     return Rating(
-        details=difference(_owed(terms, now, last=last), stood),
+        details=difference(_owed(terms, now, last=last), billed),
         quantity=EXACT.subtract(now.quantity, then.quantity),
         quantity_before=then.quantity,
         usage_discount=EXACT.subtract(free_now, free_then),
@@ -239,26 +250,39 @@ def _topped_up(terms: Terms, lines: Iterable[DetailedLine], least: Decimal) -> I
 
 def difference(owed: Iterable[DetailedLine], billed: Iterable[DetailedLine]) -> tuple[DetailedLine, ...]:
     """What is left to bill: line by line, and what was billed for units that now have another price, back."""
-    before = {_key(line): line for line in billed}
+    before = {_key(line): line for line in together(billed)}
     found = [_minus(line, before.pop(_key(line), None)) for line in owed]
     found += map(_reversed, before.values())
     return tuple(line for line in found if line.quantity or line.amount or line.discounts)
 
 
+def together(lines: Iterable[DetailedLine]) -> tuple[DetailedLine, ...]:
+    """The lines of one charge added up, part by part."""
+    sums: dict[tuple[str, Decimal | None], DetailedLine] = {}
+    for line in lines:
+        key = _key(line)
+        sums[key] = _minus(line, _reversed(sums[key])) if key in sums else line
+    return tuple(sums.values())
+
+
 def _key(line: DetailedLine) -> tuple[str, Decimal | None]:
-    return line.reference, line.per_unit_amount if line.category == "regular" else None
+    return line.reference, None if _lump(line) else line.per_unit_amount
+
+
+def _lump(line: DetailedLine) -> bool:
+    """One sum, not so many units at a price: what changes about it is its amount."""
+    return line.category == "commitment" or line.reference == "flat-price"
 
 
 def _minus(line: DetailedLine, billed: DetailedLine | None) -> DetailedLine:
     if billed is None:
         return line
-    amount = EXACT.subtract(line.amount, billed.amount)
-    commitment = line.category == "commitment"
-    quantity = Decimal(bool(amount)) if commitment else EXACT.subtract(line.quantity, billed.quantity)
+    amount, lump = EXACT.subtract(line.amount, billed.amount), _lump(line)
+    quantity = Decimal(bool(amount)) if lump else EXACT.subtract(line.quantity, billed.quantity)
     return replace(
         line,
         quantity=quantity,
-        per_unit_amount=amount if commitment else line.per_unit_amount,
+        per_unit_amount=amount if lump else line.per_unit_amount,
         amount=amount,
         discounts=_discounts(line.discounts, billed.discounts),
     )

@@ -1,9 +1,10 @@
 """How a customer is invoiced: OpenMeter's workflow settings, with its defaults."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import ClassVar, Literal
 
+from catalog.interval import Interval, parse_interval
 from catalog.tax import TaxConfig
 from metering.wire import WIRE
 
@@ -16,6 +17,7 @@ __all__ = [
     "SubscriptionAlignment",
     "TaxSettings",
     "Workflow",
+    "duration_of",
 ]
 
 
@@ -95,3 +97,11 @@ class Workflow:
     invoicing: InvoicingSettings = InvoicingSettings()
     payment: PaymentSettings = PaymentSettings()
     tax: TaxSettings = TaxSettings()
+
+
+def duration_of(text: str) -> Interval:
+    """A setting's duration, which may be none at all: P0D."""
+    return NO_TIME if text in ("P0D", "PT0S", "PT0M", "PT0H") else parse_interval(text)
+
+
+NO_TIME = Interval(0, timedelta(0))

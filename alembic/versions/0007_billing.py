@@ -88,6 +88,32 @@ def _profiles() -> None:
         sa.PrimaryKeyConstraint("customer_id", name="customer_overrides_pkey"),
     )
     op.create_index("customer_overrides_billing_profile_id_idx", "customer_overrides", ["billing_profile_id"])
+    _sandbox()
+
+
+def _sandbox() -> None:
+    """A fresh database has an app that pretends to collect, and a profile that invoices by it."""
+    now = sa.func.transaction_timestamp()
+    app = {
+        "id": "00000000000000000000000003",
+        "type": "sandbox",
+        "name": "Sandbox",
+        "description": "Pays each invoice at once, or does what its metadata says.",
+        "draft_sync_hook": False,
+        "issuing_sync_hook": False,
+    }
+    profile = {
+        "id": "00000000000000000000000004",
+        "name": "Default",
+        "supplier": {"name": "Your company"},
+        "workflow": {},
+        "app_id": app["id"],
+        "is_default": True,
+    }
+    kinds = {"supplier": JSONB, "workflow": JSONB}
+    for name, row in (("apps", app), ("billing_profiles", profile)):
+        columns = [sa.column(key, kinds.get(key)) for key in [*row, "created_at", "updated_at"]]
+        op.execute(sa.table(name, *columns).insert().values(**row, created_at=now, updated_at=now))
 
 
 TOTALS = ("amount", "charges", "discounts", "credits", "taxes_inclusive", "taxes_exclusive")

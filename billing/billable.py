@@ -1,0 +1,175 @@
+"""What an invoice line bills: a charge of a contract, something added by hand, or a line billed earlier.
+
+Billing is a difference: a line bills what its charge comes to by now, less what its earlier lines billed.
+Late usage, a price that was cut short and a credit are the same thing, with another sign.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any, Literal, Protocol
+
+from billing.pricing import NOTHING, Usage
+from billing.rating import NO_DISCOUNTS, DetailedLine, Rating, Terms, difference, settle
+from billing.timeline import Charge
+from catalog.price import FlatPrice, Price
+from catalog.rate_card import RateCard, UsageBasedRateCard
+from metering.exact import plain
+from metering.period import Period
+
+__all__ = [
+    "Billable",
+    "BilledLine",
+    "DueLine",
+    "ManagedBy",
+    "due_line",
+    "taken_back",
+    "usage_from",
+    "wire_of",
+]
+
+ManagedBy = Literal["subscription", "manual"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Billable:
+    """`service` is the period it is used in, `share` the part of a full one that a flat price is due for."""
+
+    identity: str
+    currency: str
+    rate_card: RateCard
+    feature_id: str | None
+    service: Period
+    billing: Period
+    invoice_at: datetime
+    share: Fraction
+    managed_by: ManagedBy = "subscription"
+    subscription_id: str | None = None
+    phase_id: str | None = None
+    item_id: str | None = None
+
+    @staticmethod
+    def of(charge: Charge) -> "Billable":
+        return Billable(
+            identity="/".join(charge.identity),
+            currency=charge.currency,
+            rate_card=charge.item.rate_card,
+            feature_id=charge.item.feature_id,
+            service=charge.period,
+            billing=charge.billing_period,
+            invoice_at=charge.invoice_at,
+            share=charge.share,
+            subscription_id=charge.subscription_id,
+            phase_id=charge.item.phase_id,
+            item_id=charge.item.id,
+        )
+
+    @property
+    def price(self) -> Price:
+        assert self.rate_card.price is not None  # noqa: S101  nothing is due for what has none
+        return self.rate_card.price
+
+    @property
+    def metered(self) -> bool:
+        return not isinstance(self.price, FlatPrice)
+
+    @property
+    def terms(self) -> Terms:
+        card = self.rate_card
+        return Terms(
+            price=self.price,
+            name=card.name,
+            currency=self.currency,
+            discounts=card.discounts or NO_DISCOUNTS,
+            unit_config=card.unit_config if isinstance(card, UsageBasedRateCard) else None,
+            share=self.share,
+        )
+
+
+class BilledLine(Protocol):
+    """What a later line needs to know of an earlier one of the same charge."""
+
+    sequence: int
+    usage: Any
+    last: bool
+    period_end: datetime
+    details: tuple[DetailedLine, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DueLine:
+    """A line that is to be written: the `sequence`-th of its charge.
+
+    `correction`: it changes what an earlier line had settled, and covers the whole service period again.
+    """
+
+    billable: Billable
+    sequence: int
+    period: Period
+    usage: Usage | None
+    last: bool
+    rating: Rating
+    correction: bool = False
+
+    @property
+    def waits(self) -> bool:
+        """Usage that came late is billed along with what is next due; a contract's change is due at once."""
+        return self.correction and self.billable.metered
+
+
+def due_line(
+    billable: Billable, usage: Usage, earlier: Sequence[BilledLine], *, until: datetime, last: bool
+) -> DueLine:
+    """What the charge comes to by `until`, less its earlier lines. `last`: nothing more will be used."""
+    before = usage_from(earlier[-1].usage) if earlier else NOTHING
+    billed = [detail for line in earlier for detail in line.details]
+    settled = any(line.last for line in earlier)
+    again = settled or not earlier
+    return DueLine(
+        billable=billable,
+        sequence=earlier[-1].sequence + 1 if earlier else 0,
+        period=Period(start=billable.service.start if again else earlier[-1].period_end, end=until),
+        usage=usage if billable.metered else None,
+        last=last,
+        rating=settle(billable.terms, usage, before=before, billed=billed, last=last or settled),
+        correction=settled,
+    )
+
+
+def taken_back(billable: Billable, earlier: Sequence[BilledLine]) -> DueLine:
+    """A charge that is none any more: all that was billed for it."""
+    details = difference((), [detail for line in earlier for detail in line.details])
+    return DueLine(
+        billable=billable,
+        sequence=earlier[-1].sequence + 1,
+        period=billable.service,
+        usage=NOTHING if billable.metered else None,
+        last=True,
+        rating=Rating(details=details),
+        correction=True,
+    )
+
+
+def wire_of(usage: Usage | None) -> dict[str, Any] | None:
+    """Usage as facts that are stored with a line."""
+    if usage is None:
+        return None
+    return {
+        "quantity": plain(usage.quantity),
+        "events": usage.events,
+        "groups": [[list(group), plain(quantity)] for group, quantity in usage.groups.items()],
+        "sizes": [[plain(size), count] for size, count in usage.sizes.items()],
+    }
+
+
+def usage_from(wire: Mapping[str, Any] | None) -> Usage:
+    if wire is None:
+        return NOTHING
+    return Usage(
+        quantity=Decimal(wire["quantity"]),
+        events=wire["events"],
+        groups={tuple(group): Decimal(quantity) for group, quantity in wire["groups"]},
+        sizes={Decimal(size): count for size, count in wire["sizes"]},
+    )

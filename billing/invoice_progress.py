@@ -1,0 +1,145 @@
+"""Takes invoices from state to state, many at a time, as far as they go by themselves.
+
+What a state is entered for is done before it is left: quantities are snapshotted, the invoice is checked,
+its app is told, its number is given, its payment asked for.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+
+from sqlalchemy.orm import Session
+
+from billing.app import SANDBOX_WISH
+from billing.invoice import Invoice
+from billing.invoice_state import OPEN, TRANSITIONS, Status, Trigger, actions_of, after
+from billing.invoicing import recompute
+from billing.numbering import final_numbers, prefix_of
+from billing.workflow import duration_of
+from metering.errors import InvalidError, Issue
+
+__all__ = ["ActionNotAvailableError", "advance", "fire"]
+
+
+class ActionNotAvailableError(InvalidError):
+    pass
+
+
+def advance(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
+    """As far as nothing holds them back; loaded with locks, their lines and apps."""
+    while moving := _moving(invoices, now):
+        for status, some in moving.items():
+            for invoice in some:
+                invoice.status = status
+                invoice.updated_at = now
+            if entered := _ENTERED.get(status):
+                entered(session, some, now)
+    for invoice in invoices:
+        invoice.next_action_at = _next_action_at(invoice)
+    session.flush()
+
+
+def _moving(invoices: Sequence[Invoice], now: datetime) -> dict[Status, list[Invoice]]:
+    moving: dict[Status, list[Invoice]] = {}
+    for invoice in invoices:
+        following = after(invoice.status, invoice.facts(now, synced=_synced(invoice)))
+        if following is not None:
+            moving.setdefault(following, []).append(invoice)
+    return moving
+
+
+def fire(session: Session, invoice: Invoice, trigger: Trigger, *, now: datetime) -> None:
+    """Something from outside happens to the invoice; then it goes on by itself."""
+    following = TRANSITIONS.get((invoice.status, trigger))
+    if following is None:
+        message = f"an invoice that is {invoice.status} can't be treated so: {trigger}"
+        can = ", ".join(actions_of(invoice.status, invoice.facts(now))) or "nothing"
+        code = "invoice_action_not_available"
+        raise ActionNotAvailableError(
+            message, Issue(code=code, message=message, hint=f"Possible now: {can}.")
+        )
+    invoice.status = following
+    invoice.updated_at = now
+    if trigger == "retry":
+        invoice.validation_issues = [issue | {"severity": "warning"} for issue in invoice.validation_issues]
+    if entered := _ENTERED.get(following):
+        entered(session, [invoice], now)
+    advance(session, [invoice], now=now)
+
+
+def _next_action_at(invoice: Invoice) -> datetime | None:
+    """When it is to be looked at again, should nothing happen before."""
+    match invoice.status:
+        case "draft.waiting_for_collection":
+            return invoice.collection_at
+        case "draft.waiting_auto_approval":
+            return invoice.draft_until
+        case status if status in OPEN:
+            return invoice.due_at
+    return None
+
+
+# -- What a state is entered for -----------------------------------------------------------------------------
+
+
+def _snapshot(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    recompute(session, invoices, now=now)
+    for invoice in invoices:
+        invoice.quantity_snapshotted_at = now
+
+
+def _finalize(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    """From here on nothing of it changes. What gives more back than it charges is a credit note."""
+    for invoice in invoices:
+        invoice.type = "credit_note" if invoice.totals.total < 0 else "standard"
+    for kind, (scope, letters) in _SEQUENCES.items():
+        some = [invoice for invoice in invoices if invoice.type == kind]
+        for invoice, number in zip(some, final_numbers(session, scope, len(some)), strict=True):
+            invoice.number = f"{letters}-{prefix_of(invoice.customer.name or '')}-{number}"
+            invoice.issued_at = now
+            due_after = duration_of(invoice.workflow.invoicing.due_after)
+            invoice.due_at = due_after.after(now).replace(microsecond=0)
+
+
+_SEQUENCES = {"standard": ("invoices", "INV"), "credit_note": ("credit_notes", "CN")}
+
+
+def _ask_for_payment(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    """The sandbox pays at once, or does what the metadata says. Where nothing is to be paid, that is paid."""
+    for invoice in invoices:
+        wish = "paid" if invoice.totals.total <= 0 else None
+        if wish is None and invoice.app.type == "sandbox":
+            wish = (invoice.metadata_ or {}).get(SANDBOX_WISH, "paid")
+        if wish in _WISHES:
+            invoice.status = TRANSITIONS[invoice.status, _WISHES[wish]]
+            invoice.updated_at = now
+
+
+_WISHES: Mapping[str | None, Trigger] = {
+    "paid": "paid",
+    "failed": "payment_failed",
+    "uncollectible": "payment_uncollectible",
+    "action_required": "action_required",
+}
+
+
+def _delete(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    for invoice in invoices:
+        invoice.deleted_at = now
+
+
+_ENTERED: Mapping[Status, Callable[[Session, Sequence[Invoice], datetime], None]] = {
+    "draft.collecting": _snapshot,
+    "issuing.line_finalization": _finalize,
+    "payment_processing.pending": _ask_for_payment,
+    "deleted": _delete,
+}
+
+
+def _synced(invoice: Invoice) -> bool:
+    """Whether its app has confirmed what it was given."""
+    match invoice.status:
+        case "draft.syncing":
+            return not invoice.app.draft_sync_hook or "draft-synced-at" in invoice.external_ids
+        case "issuing.syncing":
+            return not invoice.app.issuing_sync_hook or "finalized-at" in invoice.external_ids
+    return True

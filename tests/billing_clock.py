@@ -1,0 +1,41 @@
+"""Walks billing through time, and writes down what was invoiced, so that a test reads like a ledger."""
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
+
+from billing.invoice import Invoice
+from billing.run import due_at, run_portion
+
+__all__ = ["bill_until", "invoices_of", "ledger"]
+
+
+def bill_until(session: Session, until: datetime) -> None:
+    """Everything that falls due on the way, in order, each at its own instant."""
+    while (at := due_at(session)) is not None and at <= until:
+        outcome = run_portion(session, now=at)
+        assert outcome.failed == {}
+        assert outcome.customers, "something is due, and nobody for whom it is"
+
+
+def invoices_of(session: Session) -> Sequence[Invoice]:
+    session.expire_all()
+    query = select(Invoice).options(selectinload(Invoice.lines)).where(Invoice.deleted_at.is_(None))
+    return session.scalars(query.order_by(Invoice.id)).all()
+
+
+def ledger(session: Session) -> list[str]:
+    """Each invoice with its day and total, and its lines below it:
+
+    2026-02-01 paid 25.00: seat 01-01..02-01 20.00, tokens 01-01..02-01 5.00
+    """
+    return [
+        f"{invoice.created_at:%Y-%m-%d} {invoice.status} {invoice.totals.total}: "
+        + ", ".join(
+            f"{line.name} {line.period_start:%m-%d}..{line.period_end:%m-%d} {line.totals.total}"
+            for line in sorted(invoice.lines, key=lambda line: line.position)
+        )
+        for invoice in invoices_of(session)
+    ]
