@@ -64,7 +64,10 @@ def _duration_issues(phase: Phase, path: str, *, last: bool) -> Iterator[Issue]:
         yield critical("invalid_duration", message, where, "Write P1M.")
     elif not interval.months and interval.time < SHORTEST_PHASE:
         yield warning(
-            "plan_phase_duration_less_then_an_hour", "a phase lasts at least an hour", where, "PT1H."
+            "plan_phase_duration_less_then_an_hour",
+            "a phase lasts at least an hour",
+            where,
+            "Write PT1H or more.",
         )
 
 

@@ -104,6 +104,20 @@ def test_a_duration_is_iso_8601(duration: str) -> None:
     assert found == [("invalid_duration", CRITICAL, "$.phases[0].duration")]
 
 
+@pytest.mark.parametrize("duration", ["-P1M", "P-1M", "-PT1S"])
+def test_a_phase_lasts_no_negative_time(duration: str) -> None:
+    found = told(problems(phase(fee(), key="a", duration=duration), phase(fee(), key="b")))
+    assert found == [("plan_phase_with_negative_duration", WARNING, "$.phases[0].duration")]
+
+
+def test_a_phase_and_a_card_have_names() -> None:
+    found = told(problems(replace(phase(replace(fee(), name="")), name="")))
+    assert found == [
+        ("resource_name_empty", CRITICAL, "$.phases[0].name"),
+        ("resource_name_empty", CRITICAL, "$.phases[0].rateCards[0].name"),
+    ]
+
+
 def test_a_phase_lasts_at_least_an_hour() -> None:
     short = told(problems(phase(fee(), key="a", duration="PT59M59S"), phase(fee(), key="b")))
     assert short == [("plan_phase_duration_less_then_an_hour", WARNING, "$.phases[0].duration")]
@@ -257,3 +271,4 @@ def test_checking_a_plan_never_raises_and_every_problem_says_what_and_where(
         assert issue.code
         assert issue.message
         assert issue.field.startswith("$.")
+        assert issue.hint
