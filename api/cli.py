@@ -1,4 +1,4 @@
-"""The command line: `tollgate serve | api | worker | migrate | keys | cubes | doctor | demo`."""
+"""The command line: `tollgate serve | api | worker | migrate | keys | cubes | backtest | doctor | demo`."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from sqlalchemy.orm import Session
 
-from api import clock, cube_commands, demo, doctor, keys
+from api import backtest_command, clock, cube_commands, demo, doctor, keys
 from api.logs import configure_logs
 from api.migrations import migrate as run_migrations
 from api.postgres import EmbeddedPostgresError
@@ -181,3 +181,18 @@ def rebuild_cubes(data_dir: DataDir = None) -> None:
         run_migrations(engine)
         count = cube_commands.rebuild(engine, now=clock.now())
     print(f"Built {count} cubes.")
+
+
+@app.command(name="backtest")
+def run_backtest(
+    plan: Annotated[str, typer.Argument(help="Its id, or its key: then the latest version, a draft too.")],
+    start: Annotated[str, typer.Option("--from", help="2026-01-01, or an instant in ISO 8601.")],
+    end: Annotated[str, typer.Option("--to", help="Charges count whose period begins before it.")],
+    csv: Annotated[Path | None, typer.Option(help="Write a row for every customer to this file.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Price a plan over the real usage of a past window, against what was billed."""
+    begin, until = backtest_command.instant(start), backtest_command.instant(end)
+    with database(_settings(data_dir), share=True) as engine:
+        run_migrations(engine)
+        backtest_command.run(engine, plan, start=begin, end=until, file=csv, now=clock.now())

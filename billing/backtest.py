@@ -5,10 +5,12 @@ window's start, anchored there. Until invoices are issued, what was billed is wh
 subscriptions come to. Of both, those charges count whose service period begins in the window.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
+from operator import attrgetter
+from typing import Any, Literal
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
@@ -25,8 +27,10 @@ from metering.exact import EXACT, total
 from metering.period import Period
 
 __all__ = [
+    "MAX_CUSTOMERS_NAMED",
     "Backtest",
     "BacktestCustomersError",
+    "BacktestOrder",
     "BacktestPart",
     "BacktestPlanError",
     "BacktestRow",
@@ -34,6 +38,7 @@ __all__ = [
     "BacktestSummary",
     "BacktestWindowError",
     "backtest",
+    "in_order",
 ]
 
 CUSTOMERS_AT_ONCE = 500
@@ -70,6 +75,19 @@ class BacktestRow:
     billed: Decimal
     billed_currency: str
     difference: Decimal | None
+
+
+BacktestOrder = Literal["customer", "difference"]
+
+
+def in_order(by: BacktestOrder, *, descending: bool) -> Callable[[BacktestRow], Any]:
+    """A key to sort rows by, from the end if `descending`: those without a difference come last."""
+
+    def by_difference(row: BacktestRow) -> tuple[Any, ...]:
+        known = row.difference is not None
+        return known is descending, row.difference or Decimal(0), row.customer_id
+
+    return by_difference if by == "difference" else attrgetter("customer_id")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
