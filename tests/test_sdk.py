@@ -347,6 +347,60 @@ def test_a_feature_is_created_listed_read_and_archived(sdk: Sdk) -> None:
     assert sdk.done(features.get(made.id)).archived_at is not None
 
 
+def test_a_features_conditions_and_unit_cost_come_back_as_they_were_sent(sdk: Sdk) -> None:
+    features, key = sdk.client.features, sdk.name("costed")
+    gpt = models.FilterString(like="gpt-%", nilike="%MINI")
+    either = models.FilterString(
+        or_property=[models.FilterString(eq="request"), models.FilterString(gte="s")]
+    )
+    wanted = models.FeatureCreateInputs(
+        key=key,
+        name="OpenAI tokens",
+        meter_slug="llm_tokens_total",
+        advanced_meter_group_by_filters={"model": gpt, "type": either},
+        unit_cost=models.FeatureLLMUnitCost(
+            type="llm",
+            provider="openai",
+            model="gpt-4o",
+            token_type_property="type",  # noqa: S106  no password
+        ),
+    )
+    made = sdk.done(features.create(wanted))
+    assert made.advanced_meter_group_by_filters == {"model": gpt, "type": either}
+    pricing = made.unit_cost.pop("pricing")
+    assert made.unit_cost == dict(wanted.unit_cost)
+    assert pricing["cacheReadPerToken"] == "0.00000125"
+    made.unit_cost["pricing"] = pricing
+    assert sdk.done(features.get(key)) == made
+    manual = models.FeatureManualUnitCost(type="manual", amount="0.00000000000000000000000001")
+    again = models.FeatureCreateInputs(
+        key=f"{key}_2", name="A", meter_slug="llm_tokens_total", unit_cost=manual
+    )
+    assert sdk.done(features.create(again)).unit_cost == dict(manual)
+    wanted.unit_cost.provider = None
+    with pytest.raises(HttpResponseError, match="providerProperty"):
+        sdk.done(features.create(wanted))
+
+
+def test_features_are_listed_in_an_order_by_meter_and_with_those_of_old(sdk: Sdk) -> None:
+    features, meter = sdk.client.features, sdk.name("listed")
+    sdk.done(sdk.client.meters.create(token_meter(meter)))
+    for stem, name in (("b", "1"), ("a", "2")):
+        wanted = models.FeatureCreateInputs(key=f"{stem}_{meter}", name=name, meter_slug=meter)
+        made = sdk.done(features.create(wanted))
+    sdk.done(features.delete(made.id))
+    sdk.done(features.create(wanted))
+
+    def keys(**how: object) -> str:
+        return "".join(one["key"][0] for one in sdk.done(features.list(meter_slug=[meter], **how)))
+
+    assert [keys(), keys(order="DESC"), keys(order_by="name")] == ["ab", "ba", "ba"]
+    assert [keys(order_by="createdAt"), keys(order_by="id", order="DESC")] == ["ba", "ab"]
+    assert [keys(include_archived=True), keys(include_archived=True, offset=1, limit=1)] == ["aab", "a"]
+    page = sdk.done(features.list(meter_slug=[meter], page=2, page_size=1))
+    assert (page["totalCount"], [one["key"][0] for one in page["items"]]) == (2, ["b"])
+
+
 def test_a_customer_is_created_listed_read_changed_and_deleted(sdk: Sdk) -> None:
     customers, key = sdk.client.customers, sdk.name("customer")
     owned = models.CustomerUsageAttribution(subject_keys=[f"{key}-1", f"{key}-2"])
@@ -492,7 +546,9 @@ def test_every_operation_of_plans_with_all_that_a_plan_can_hold(sdk: Sdk) -> Non
         metadata={"team": "ai"},
         currency="EUR",
         billing_cadence="P1M",
+        alignment=models.Alignment(billables_must_align=True),
         pro_rating_config=models.ProRatingConfig(enabled=False, mode="prorate_prices"),
+        settlement_mode="credit_then_invoice",
         phases=phases,
     )
     sent = as_sent(wanted)

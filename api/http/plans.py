@@ -89,6 +89,7 @@ def _body_of(plan: Plan, issues: Sequence[Issue], now: datetime) -> PlanBody:
         name=plan.name,
         description=plan.description,
         metadata=plan.metadata_,
+        alignment=Alignment(billables_must_align=True),
         currency=plan.currency,
         billing_cadence=plan.billing_cadence,
         pro_rating_config=ProRatingConfig(enabled=plan.pro_rating),
