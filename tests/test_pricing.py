@@ -369,7 +369,7 @@ class Chance:
             ),
             lambda: graduated(*self.tiers(), **limits),
             lambda: volume(*self.tiers(), **limits),
-            lambda: graduated(*self.tiers(), group_by=("project",), **limits),
+            lambda: graduated(*self.tiers(), group_by=("model",), **limits),
             lambda: self.percentage_price(limits),
             lambda: self.matrix(limits),
         ]
@@ -388,10 +388,10 @@ class Chance:
         )
 
     def matrix(self, limits: dict[str, Any]) -> MatrixPrice:
-        projects = self.random.sample("abcd", k=self.random.randint(0, 3))
-        cells = tuple(MatrixCell(values={"project": name}, amount=self.number(20)) for name in projects)
+        models_ = self.random.sample("abcd", k=self.random.randint(0, 3))
+        cells = tuple(MatrixCell(values={"model": name}, amount=self.number(20)) for name in models_)
         return MatrixPrice(
-            type="matrix", dimensions=("project",), cells=cells, default_amount=self.number(20), **limits
+            type="matrix", dimensions=("model",), cells=cells, default_amount=self.number(20), **limits
         )
 
     def terms(self) -> Terms:
