@@ -64,7 +64,7 @@ def _fact(
 
 
 def _per_token(per_million: str) -> Decimal:
-    return EXACT.scaleb(Decimal(per_million), -6)
+    return EXACT.normalize(EXACT.scaleb(Decimal(per_million), -6))
 
 
 def _day(text: str) -> datetime:

@@ -538,7 +538,7 @@ def test_the_unit_cost_alone_may_be_changed(client: httpx.Client) -> None:
     assert "unitCost" not in made
     known = {"type": "llm", "provider": "OpenAI", "model": "gpt-4o", "tokenType": "input"}
     changed = ask(client, "PATCH", "features/changing", json={"unitCost": {**known, "pricing": None}})
-    pricing = {"inputPerToken": "0.00000250", "outputPerToken": "0.000010", "cacheReadPerToken": "0.00000125"}
+    pricing = {"inputPerToken": "0.0000025", "outputPerToken": "0.00001", "cacheReadPerToken": "0.00000125"}
     assert changed["unitCost"] == {**known, "pricing": pricing}
     (listed,) = [one for one in ask(client, "GET", "features") if one["key"] == "changing"]
     assert listed == changed

@@ -51,8 +51,8 @@ def test_list_prices_are_those_of_their_day(session: Session) -> None:
     assert applying(session, at("2024-05-12")) == []
     assert applying(session, at("2024-05-13")) == ["0.000005"]
     assert applying(session, at("2024-10-01T23:59:59")) == ["0.000005"]
-    assert applying(session, at("2024-10-02")) == ["0.00000250"]
-    assert applying(session, at("2026-03-01"), "GPT-4o") == ["0.00000250"]
+    assert applying(session, at("2024-10-02")) == ["0.0000025"]
+    assert applying(session, at("2026-03-01"), "GPT-4o") == ["0.0000025"]
     assert applying(session, at("2026-03-01"), "gpt-4o-2024-05-13") == ["0.000005"]
 
 
@@ -69,9 +69,9 @@ def test_every_list_price_has_an_id_of_its_own_that_stays(session: Session) -> N
 def test_an_override_goes_before_the_list_price_while_it_holds(session: Session) -> None:
     made = an_override(session, provider="Open_AI", model="openai/GPT-4o", effective_to=MARCH + DAY)
     assert (made.provider, made.model, made.model_name) == ("openai", "gpt-4o", "openai/GPT-4o")
-    assert applying(session, MARCH - datetime.resolution) == ["0.00000250"]
+    assert applying(session, MARCH - datetime.resolution) == ["0.0000025"]
     assert applying(session, MARCH) == ["0.000002"]
-    assert applying(session, MARCH + DAY) == ["0.00000250"]
+    assert applying(session, MARCH + DAY) == ["0.0000025"]
     session.expire_all()
     assert get_price(session, made.id) == made
     assert list_prices(session, source="manual") == [made]
@@ -113,7 +113,7 @@ def test_postgresql_itself_refuses_a_price_that_ends_before_it_begins(session: S
 def test_what_is_deleted_was_never_there(session: Session) -> None:
     made = an_override(session)
     delete_override(session, made.id)
-    assert applying(session, MARCH) == ["0.00000250"]
+    assert applying(session, MARCH) == ["0.0000025"]
     for price_id in (made.id, system_prices()[0].id):
         with pytest.raises(PriceNotFoundError):
             delete_override(session, price_id)
@@ -159,5 +159,5 @@ def test_pricing_is_known_of_what_is_fixed_and_has_a_price(session: Session) -> 
     }
     found = pricing_of(session, costs, at=MARCH)
     amounts = {name: str(pricing.output_per_token) for name, pricing in found.items()}
-    assert amounts == {"listed": "0.000010", "set": "0.000008"}
+    assert amounts == {"listed": "0.00001", "set": "0.000008"}
     assert pricing_of(session, costs, at=MARCH - DAY).keys() == {"listed"}

@@ -383,7 +383,7 @@ def test_a_features_conditions_and_unit_cost_come_back_as_they_were_sent(sdk: Sd
 
 
 def test_features_are_listed_in_an_order_by_meter_and_with_those_of_old(sdk: Sdk) -> None:
-    features, meter = sdk.client.features, sdk.name("listed")
+    features, meter = sdk.client.features, sdk.name("ordered")
     sdk.done(sdk.client.meters.create(token_meter(meter)))
     for stem, name in (("b", "1"), ("a", "2")):
         wanted = models.FeatureCreateInputs(key=f"{stem}_{meter}", name=name, meter_slug=meter)
