@@ -104,7 +104,7 @@ def _caught_up(directory: Path, *, add: int) -> Iterator[tuple[str, Server]]:
     with postgres(directory) as url, Server(url) as server, connect(url) as connection:
         server.add_meter()
         seed(url, count=add)
-        if not _settled(connection, seconds=600):
+        if not settled(connection, seconds=600):
             print("  the cubes are not complete: questions are answered from hours or raw events")
         connection.execute("VACUUM (ANALYZE)")  # or autovacuum would do so while the questions are asked
         yield url, server
@@ -116,7 +116,7 @@ _UNSETTLED = """
         WHERE built_to IS NOT NULL OR closed_to < date_trunc('day', now() - interval '2 hours'))"""
 
 
-def _settled(connection: Connection[Any], *, seconds: float) -> bool:
+def settled(connection: Connection[Any], *, seconds: float) -> bool:
     """Whether, within so many seconds, all events are in the cubes and all days that are over are closed."""
     deadline = time.monotonic() + seconds
     while connection.execute(_UNSETTLED).fetchall()[0][0]:

@@ -32,29 +32,29 @@ _INSERT = """
     FROM made, begun ORDER BY key"""
 
 
-def seed(url: str, *, count: int) -> None:
-    """Add so many events; two connections share the work."""
+def seed(url: str, *, count: int, subjects: int = SUBJECTS) -> None:
+    """Add so many events of so many subjects, at most 10,000; two connections share the work."""
     starts = range(0, count, BATCH)
-    threads = [threading.Thread(target=_seed, args=(url, starts[i::2], count)) for i in range(2)]
+    threads = [threading.Thread(target=_seed, args=(url, starts[i::2], count, subjects)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
 
-def _seed(url: str, starts: Sequence[int], count: int) -> None:
+def _seed(url: str, starts: Sequence[int], count: int, subjects: int) -> None:
     with connect(url) as connection:
         for start in starts:
-            _insert(connection, start, min(start + BATCH, count), count)
+            _insert(connection, start, min(start + BATCH, count), count, subjects)
 
 
-def _insert(connection: Connection[Any], start: int, end: int, total: int) -> None:
+def _insert(connection: Connection[Any], start: int, end: int, total: int, subjects: int) -> None:
     a_day = 86_400.0 * DAYS / total
     connection.execute(
         _INSERT,
         {
             "size": end - start,
-            "subjects": SUBJECTS,
+            "subjects": subjects,
             "models": len(MODELS),
             "providers": [provider for provider, _ in MODELS],
             "names": [name for _, name in MODELS],
