@@ -283,18 +283,23 @@ def test_a_stop_that_takes_too_long_is_forced(home: Path, monkeypatch: pytest.Mo
 
 
 def test_interrupting_a_long_recovery_ends_everything(home: Path) -> None:
-    waits_for_ever = home / "postgres" / "standby.signal"
+    waits_for_ever, configuration = (
+        home / "postgres" / name for name in ("standby.signal", "postgresql.conf")
+    )
+    as_it_was = configuration.read_text()
+    configuration.write_text(f"{as_it_was}\nhot_standby = off\n")  # or it would let readers in, and be ready
     waits_for_ever.touch()
     with owner(home) as process:
         try:
             assert process.stderr is not None
             assert "PostgreSQL is recovering" in process.stderr.readline()
-            assert family(home)
+            until(lambda: bool(family(home)))
             process.send_signal(signal.SIGINT)
             process.wait(timeout=20)
             assert not family(home)
         finally:
             waits_for_ever.unlink()
+            configuration.write_text(as_it_was)
     with EmbeddedPostgres(home) as postgres:
         assert answers(postgres.url)
 
