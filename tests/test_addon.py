@@ -389,6 +389,15 @@ def test_cards_of_phases_before_the_offer_do_not_matter() -> None:
     assert found == [("rate_card_billing_cadence_mismatch", WARNING, CADENCE)]
 
 
+def test_a_feature_of_phases_before_the_offer_does_not_matter() -> None:
+    plan = replace(PLAN, phases=(phase(TOKENS, key="trial"), phase(fee(), key="main")))
+    offer = with_cards(TOKENS, tokens="feature-2")
+    assert check_offer(plan, offer) == []
+    assert told(check_offer(plan, replace(offer, from_plan_phase="trial"))) == [
+        ("rate_card_feature_mismatch", CRITICAL, "$.addon.rateCards[0].featureKey")
+    ]
+
+
 def test_what_is_wrong_in_two_phases_is_told_once() -> None:
     offer = replace(with_cards(fee(cadence="P1Y")), from_plan_phase="trial")
     assert told(check_offer(PLAN, offer)) == [("rate_card_billing_cadence_mismatch", WARNING, CADENCE)]

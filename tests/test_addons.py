@@ -20,7 +20,7 @@ from catalog.addons import (
     publish_addon,
     update_addon,
 )
-from catalog.features import archive_feature
+from catalog.features import archive_feature, get_feature
 from catalog.price import FlatPrice
 from catalog.rate_card import MeteredEntitlement, RateCard
 from catalog.versions import VersionFilter, VersionOrder, VersionStatus, list_versions
@@ -313,3 +313,22 @@ def test_of_two_who_publish_a_draft_at_once_one_wins(engine: Engine, now: dateti
         price = get_addon(session, "seats").rate_cards[0].price
         assert isinstance(price, FlatPrice)
         assert price.amount == 20
+
+
+def test_an_addon_is_not_published_while_a_feature_of_it_is_being_archived(
+    engine: Engine, now: datetime
+) -> None:
+    with Session(engine, expire_on_commit=False) as session:
+        a_metered_feature(session)
+        draft = an_addon_draft(session, per_unit())
+        session.commit()
+
+    def archive(session: Session) -> None:
+        archive_feature(session, get_feature(session, "tokens"), now=now)
+
+    def publish(session: Session) -> Addon:
+        return publish_addon(session, get_addon(session, draft.id, lock=True), now=now)
+
+    error = at_once(engine, archive, publish).exception()
+    assert isinstance(error, InvalidError)
+    assert [issue.code for issue in error.issues] == ["rate_card_feature_archived"]
