@@ -8,6 +8,8 @@ from alembic.autogenerate.api import AutogenContext
 import api.keys
 import billing.invoice
 import billing.numbering
+import billing.pending
+import billing.subscription_addons
 import billing.subscriptions
 import catalog.llm_prices
 import catalog.plans
@@ -22,6 +24,8 @@ TABLES = (
     api.keys,
     billing.invoice,
     billing.numbering,
+    billing.pending,
+    billing.subscription_addons,
     billing.subscriptions,
     catalog.llm_prices,
     catalog.plans,

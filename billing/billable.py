@@ -95,6 +95,7 @@ class BilledLine(Protocol):
     usage: Any
     last: bool
     period_end: datetime
+    released_at: datetime | None
     details: tuple[DetailedLine, ...]
 
 
@@ -103,6 +104,7 @@ class DueLine:
     """A line that is to be written: the `sequence`-th of its charge.
 
     `correction`: it changes what an earlier line had settled, and covers the whole service period again.
+    `first`: no earlier one counts, so that it is written even if it comes to nothing.
     """
 
     billable: Billable
@@ -112,6 +114,7 @@ class DueLine:
     last: bool
     rating: Rating
     correction: bool = False
+    first: bool = False
 
     @property
     def waits(self) -> bool:
@@ -122,34 +125,43 @@ class DueLine:
 def due_line(
     billable: Billable, usage: Usage, earlier: Sequence[BilledLine], *, until: datetime, last: bool
 ) -> DueLine:
-    """What the charge comes to by `until`, less its earlier lines. `last`: nothing more will be used."""
-    before = usage_from(earlier[-1].usage) if earlier else NOTHING
-    billed = [detail for line in earlier for detail in line.details]
-    settled = any(line.last for line in earlier)
-    again = settled or not earlier
+    """What the charge comes to by `until`, less its earlier lines. `last`: nothing more will be used.
+
+    Lines that were released, as their invoice was voided, keep their number and count for nothing.
+    """
+    counted = [line for line in earlier if line.released_at is None]
+    before = usage_from(counted[-1].usage) if counted else NOTHING
+    billed = [detail for line in counted for detail in line.details]
+    settled = any(line.last for line in counted)
+    again = settled or not counted
     return DueLine(
         billable=billable,
-        sequence=earlier[-1].sequence + 1 if earlier else 0,
-        period=Period(start=billable.service.start if again else earlier[-1].period_end, end=until),
+        sequence=_following(earlier),
+        period=Period(start=billable.service.start if again else counted[-1].period_end, end=until),
         usage=usage if billable.metered else None,
         last=last,
         rating=settle(billable.terms, usage, before=before, billed=billed, last=last or settled),
         correction=settled,
+        first=not counted,
     )
 
 
 def taken_back(billable: Billable, earlier: Sequence[BilledLine]) -> DueLine:
     """A charge that is none any more: all that was billed for it."""
-    details = difference((), [detail for line in earlier for detail in line.details])
+    billed = [detail for line in earlier if line.released_at is None for detail in line.details]
     return DueLine(
         billable=billable,
-        sequence=earlier[-1].sequence + 1,
+        sequence=_following(earlier),
         period=billable.service,
         usage=NOTHING if billable.metered else None,
         last=True,
-        rating=Rating(details=details),
+        rating=Rating(details=difference((), billed)),
         correction=True,
     )
+
+
+def _following(earlier: Sequence[BilledLine]) -> int:
+    return earlier[-1].sequence + 1 if earlier else 0
 
 
 def wire_of(usage: Usage | None) -> dict[str, Any] | None:

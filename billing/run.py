@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import structlog
-from sqlalchemy import select, union
+from sqlalchemy import func, select, union, union_all
 from sqlalchemy.orm import Session, selectinload
 
 from billing.customer import Customer
@@ -18,6 +18,7 @@ from billing.invoice import Invoice
 from billing.invoice_progress import advance, fire
 from billing.invoice_state import OPEN
 from billing.invoicing import collect
+from billing.pending import PendingLine
 from billing.subscriptions import Subscription
 
 __all__ = ["Outcome", "due_at", "run_portion"]
@@ -76,7 +77,9 @@ def due_at(session: Session) -> datetime | None:
     """When the next thing falls due."""
     subscription = select(Subscription.next_billing_at).order_by(Subscription.next_billing_at).limit(1)
     invoice = select(Invoice.next_action_at).order_by(Invoice.next_action_at).limit(1)
-    found = session.execute(select(subscription.scalar_subquery(), invoice.scalar_subquery())).one()
+    pending = select(PendingLine.next_billing_at).order_by(PendingLine.next_billing_at).limit(1)
+    earliest = (query.scalar_subquery() for query in (subscription, invoice, pending))
+    found = session.execute(select(*earliest)).one()
     return min((at for at in found if at is not None), default=None)
 
 
@@ -84,9 +87,11 @@ def _claim(session: Session, now: datetime, skip: Collection[str], limit: int) -
     """Customers for whom something is due and whom nobody else is working for, locked."""
     signed = select(Subscription.customer_id).where(Subscription.next_billing_at <= now)
     invoiced = select(Invoice.customer_id).where(Invoice.next_action_at <= now)
+    added = select(PendingLine.customer_id).where(PendingLine.next_billing_at <= now)
     due = union(
         signed.order_by(Subscription.next_billing_at).limit(CANDIDATES),
         invoiced.order_by(Invoice.next_action_at).limit(CANDIDATES),
+        added.order_by(PendingLine.next_billing_at).limit(CANDIDATES),
     )
     claimed = select(Customer).where(Customer.id.in_(due), Customer.id.not_in(skip)).order_by(Customer.id)
     claimed = claimed.options(selectinload(Customer.subjects)).limit(limit)
@@ -112,10 +117,14 @@ def _bill(session: Session, customers: Sequence[Customer], now: datetime) -> Out
 
 def _next(session: Session, customer_ids: Collection[str], now: datetime) -> dict[str, datetime]:
     """When the earliest thing fell due for each customer, of those for whom something did."""
-    due = select(Subscription.customer_id, Subscription.next_billing_at)
-    due = due.where(Subscription.customer_id.in_(customer_ids), Subscription.next_billing_at <= now)
-    found = session.execute(due.order_by(Subscription.next_billing_at.desc())).all()
-    return {customer_id: at for customer_id, at in found if at is not None}
+    signed = select(Subscription.customer_id, Subscription.next_billing_at.label("due"))
+    added = select(PendingLine.customer_id, PendingLine.next_billing_at.label("due"))
+    both = union_all(
+        signed.where(Subscription.customer_id.in_(customer_ids), Subscription.next_billing_at <= now),
+        added.where(PendingLine.customer_id.in_(customer_ids), PendingLine.next_billing_at <= now),
+    ).subquery()
+    earliest = select(both.c.customer_id, func.min(both.c.due).label("due")).group_by(both.c.customer_id)
+    return {row.customer_id: row.due for row in session.execute(earliest)}
 
 
 def _waiting(session: Session, customer_ids: Collection[str], now: datetime) -> Sequence[Invoice]:

@@ -15,6 +15,7 @@ ID = sa.CHAR(26)
 
 def upgrade() -> None:
     _subscriptions()
+    _subscription_addons()
     _profiles()
     _invoices()
 
@@ -27,6 +28,51 @@ def _subscriptions() -> None:
         "subscriptions",
         ["next_billing_at"],
         postgresql_where=sa.text("next_billing_at IS NOT NULL"),
+    )
+    op.alter_column("subscriptions", "plan_id", nullable=True)
+    op.add_column("subscriptions", sa.Column("before_cancelation", JSONB(), nullable=True))
+    op.add_column("subscriptions", sa.Column("without_addons", JSONB(), nullable=True))
+    op.add_column("subscription_phases", sa.Column("duration", sa.Text(), nullable=True))
+    op.execute(EXACT_DURATIONS)
+
+
+EXACT_DURATIONS = """
+    UPDATE subscription_phases
+    SET duration = format('P%sDT%sS', length / 86400, length % 86400)
+    FROM (SELECT id AS phase, EXTRACT(EPOCH FROM active_to - active_from)::bigint AS length
+          FROM subscription_phases WHERE active_to IS NOT NULL) AS lengths
+    WHERE id = phase
+"""
+
+
+def _subscription_addons() -> None:
+    op.create_table(
+        "subscription_addons",
+        sa.Column("id", ID, nullable=False),
+        sa.Column(
+            "subscription_id",
+            ID,
+            sa.ForeignKey("subscriptions.id", name="subscription_addons_subscription_id_fkey"),
+            nullable=False,
+        ),
+        sa.Column(
+            "addon_id",
+            ID,
+            sa.ForeignKey("addons.id", name="subscription_addons_addon_id_fkey"),
+            nullable=False,
+        ),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("description", sa.Text(), nullable=True),
+        sa.Column("metadata", JSONB(), nullable=True),
+        sa.Column("from_phase", sa.Text(), nullable=False),
+        sa.Column("max_quantity", sa.Integer(), nullable=False),
+        sa.Column("quantities", JSONB(), nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("updated_at", INSTANT, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="subscription_addons_pkey"),
+    )
+    op.create_index(
+        "subscription_addons_addon_key", "subscription_addons", ["subscription_id", "addon_id"], unique=True
     )
 
 
@@ -183,6 +229,33 @@ def _invoices() -> None:
 
 def _invoice_lines() -> None:
     op.create_table(
+        "pending_lines",
+        sa.Column("id", ID, nullable=False),
+        sa.Column(
+            "customer_id",
+            ID,
+            sa.ForeignKey("customers.id", name="pending_lines_customer_id_fkey"),
+            nullable=False,
+        ),
+        sa.Column("currency", sa.Text(), nullable=False),
+        sa.Column("rate_card", JSONB(), nullable=False),
+        sa.Column("feature_id", ID, nullable=True),
+        sa.Column("period_start", INSTANT, nullable=False),
+        sa.Column("period_end", INSTANT, nullable=False),
+        sa.Column("invoice_at", INSTANT, nullable=False),
+        sa.Column("next_billing_at", INSTANT, nullable=True),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("deleted_at", INSTANT, nullable=True),
+        sa.PrimaryKeyConstraint("id", name="pending_lines_pkey"),
+    )
+    op.create_index(
+        "pending_lines_next_billing_at_idx",
+        "pending_lines",
+        ["next_billing_at"],
+        postgresql_where=sa.text("next_billing_at IS NOT NULL"),
+    )
+    op.create_index("pending_lines_customer_id_idx", "pending_lines", ["customer_id"])
+    op.create_table(
         "invoice_lines",
         sa.Column("id", ID, nullable=False),
         sa.Column(
@@ -233,6 +306,7 @@ def _invoice_lines() -> None:
 def downgrade() -> None:
     for table in (
         "invoice_lines",
+        "pending_lines",
         "invoices",
         "number_sequences",
         "customer_overrides",
@@ -243,3 +317,12 @@ def downgrade() -> None:
     op.execute(sa.schema.DropSequence(sa.Sequence("draft_numbers")))
     op.drop_index("subscriptions_next_billing_at_idx", table_name="subscriptions")
     op.drop_column("subscriptions", "next_billing_at")
+    _no_subscriptions()
+
+
+def _no_subscriptions() -> None:
+    op.drop_table("subscription_addons")
+    op.drop_column("subscription_phases", "duration")
+    op.drop_column("subscriptions", "without_addons")
+    op.drop_column("subscriptions", "before_cancelation")
+    op.alter_column("subscriptions", "plan_id", nullable=False)
