@@ -7,7 +7,7 @@ Six models are OpenMeter's (flat, unit, tiered graduated and volume, package, dy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from decimal import Decimal
-from typing import Any, ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 from metering.exact import plain
 from metering.wire import WIRE, Numeric
@@ -50,10 +50,20 @@ class _Amounts:
 
 def amounts_of(value: object) -> Iterator[tuple[str, Decimal]]:
     """The decimals that a price, or a part of one, has in itself, by the name of their field."""
-    for field in fields(cast("Any", value)):
-        found = getattr(value, field.name)
+    for name in _fields_of(type(value)):
+        found = getattr(value, name)
         if isinstance(found, Decimal):
-            yield field.name, found
+            yield name, found
+
+
+_FIELDS: dict[type, tuple[str, ...]] = {}
+"""By class: asked for every price that is made or checked, and `fields` takes its time."""
+
+
+def _fields_of(kind: type) -> tuple[str, ...]:
+    if kind not in _FIELDS:
+        _FIELDS[kind] = tuple(field.name for field in fields(kind))
+    return _FIELDS[kind]
 
 
 def in_range(amount: Decimal) -> bool:

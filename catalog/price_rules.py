@@ -65,13 +65,13 @@ def _parts(price: Price, path: str) -> Iterator[tuple[object, str]]:
 
 def _amount_issues(part: object, path: str) -> Iterator[Issue]:
     for name, amount in amounts_of(part):
-        where = f"{path}.{camel(name)}"
         if not in_range(amount):
             message = f"an amount has at most {MAX_DIGITS} digits before and after the point"
-            yield _issue(OUT_OF_RANGE, message, where, "Write fewer digits.")
+            yield _issue(OUT_OF_RANGE, message, f"{path}.{camel(name)}", "Write fewer digits.")
         elif amount < 0:
             hint = "Give money back with a discount or a credit, not with a negative price."
-            yield _issue("price_amount_negative", "a price can't be negative", where, hint)
+            message = "a price can't be negative"
+            yield _issue("price_amount_negative", message, f"{path}.{camel(name)}", hint)
 
 
 def _limit_issues(least: Decimal | None, most: Decimal | None, path: str, of: str) -> Iterator[Issue]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from itertools import accumulate
 from typing import Annotated, Literal
 
 import msgspec
@@ -181,9 +182,19 @@ def _is_suspicious(raw: bytes) -> bool:
         # An exponent, or what looks like one in a random id.
         ((b"9e999" in shape or b"9e-999" in shape) and _LONG_EXPONENT.search(raw) is not None)
         or (b"\\" in raw and _ESCAPE.search(raw) is not None)
-        or shape.count(b"[") > MAX_DEPTH
+        or (shape.count(b"[") > MAX_DEPTH and _depth(raw) > MAX_DEPTH)
         or (len(raw) >= 500 and b"9" * 500 in shape)
     )
+
+
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+def _depth(raw: bytes) -> int:
+    """How deep JSON is nested: a body may have many objects side by side."""
+    brackets = _TEXT.sub(b"", raw).translate(None, _NO_BRACKETS)
+    return max(accumulate(1 if bracket in b"[{" else -1 for bracket in brackets), default=0)
 
 
 class _Members(list[tuple[str, object]]):

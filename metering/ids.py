@@ -2,6 +2,7 @@
 
 import re
 import uuid
+from base64 import b32encode
 from datetime import datetime
 from hashlib import blake2b
 
@@ -20,7 +21,12 @@ def new_id(now: datetime) -> str:
 
 def derived_id(*identity: str) -> str:
     """The ULID-shaped id of a thing that is computed, not stored: the same identity, the same id."""
-    return str(ULID.from_bytes(blake2b("\0".join(identity).encode(), digest_size=16).digest()))
+    digest = blake2b("\0".join(identity).encode(), digest_size=16).digest()
+    return b32encode(b"\0\0\0\0" + digest)[6:].translate(_CROCKFORD).decode()
+
+
+_CROCKFORD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+"""From the digits of RFC 4648, which C code writes, to those of a ULID: invoices have thousands of ids."""
 
 
 def is_ulid(text: str) -> bool:

@@ -214,6 +214,14 @@ def test_half_a_surrogate_pair_is_refused_also_by_those_who_write_data_themselve
         assert caught.value.issues[0].field == "$.data.a[0]"
 
 
+def test_many_objects_side_by_side_are_not_deep_whatever_brackets_their_texts_have() -> None:
+    many = json.dumps([{"text": '[{"\\'}] * 1000).encode()
+    check_storable(many, "$")
+    hidden = '[{"a":"]}]}"},' * 101 + "1" + "]" * 101
+    with pytest.raises(InvalidEventError, match="nested 100 deep"):
+        check_storable(hidden.encode(), "$")
+
+
 def test_nesting_without_end_is_refused_also_where_nobody_parsed_it_before() -> None:
     with pytest.raises(InvalidEventError, match="nested 100 deep"):
         check_storable(b"[" * 100_000 + b"]" * 100_000, "$.data")

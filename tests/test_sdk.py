@@ -653,6 +653,99 @@ def lines_of_the_invoice(sdk: Sdk, customer_id: str) -> dict[str, tuple[str, str
     return {line.feature_key or "platform": (line.quantity, line.totals.total) for line in invoice.lines}
 
 
+def flat_tier(up_to: str, amount: str) -> Any:
+    flat = models.FlatPrice(type="flat", amount=amount)
+    return models.PriceTier(up_to_amount=up_to, flat_price=flat, unit_price=None)
+
+
+def unit_tier(up_to: str | None, amount: str) -> Any:
+    unit = models.UnitPrice(type="unit", amount=amount)
+    return models.PriceTier(up_to_amount=up_to, flat_price=None, unit_price=unit)
+
+
+TIERS = [flat_tier("5", "100"), flat_tier("10", "50"), unit_tier("15", "5"), unit_tier(None, "1")]
+TIERED = models.TieredPriceWithCommitments
+GRADUATED = TIERED(type="tiered", mode="graduated", tiers=TIERS)
+
+
+def unit_price(amount: str, **commitments: str) -> Any:
+    return models.UnitPriceWithCommitments(type="unit", amount=amount, **commitments)
+
+
+def simulated_line(price: Any, quantity: str, before: str | None = None, *, discounts: Any = None) -> Any:
+    return models.InvoiceSimulationLine(
+        name="API calls",
+        period=models.Period(from_property=MARCH, to=MARCH + timedelta(days=31)),
+        invoice_at=MARCH + timedelta(days=31),
+        quantity=quantity,
+        pre_line_period_quantity=before,
+        rate_card=models.InvoiceUsageBasedRateCard(price=price, discounts=discounts),
+    )
+
+
+def simulate(sdk: Sdk, customer: str, *lines: Any, currency: str = "USD") -> Any:
+    wanted = models.InvoiceSimulationInput(currency=currency, lines=list(lines))
+    return sdk.done(sdk.client.customer_invoice.simulate_invoice(customer, wanted))
+
+
+def test_an_invoice_is_simulated_with_every_price_there_is(sdk: Sdk) -> None:
+    customer = a_customer(sdk, sdk.name("simulated"))
+    volume = TIERED(type="tiered", mode="volume", tiers=[unit_tier("10", "2"), unit_tier(None, "1")])
+    package = models.PackagePriceWithCommitments(type="package", amount="15", quantity_per_package="10")
+    dynamic = models.DynamicPriceWithCommitments(type="dynamic", multiplier="1.2")
+    fee = models.FlatPriceWithPaymentTerm(type="flat", amount="49", payment_term="in_advance")
+    examples = [
+        (simulated_line(GRADUATED, "22"), "182.00"),
+        (simulated_line(GRADUATED, "10", "12"), "22.00"),
+        (simulated_line(volume, "11"), "11.00"),
+        (simulated_line(package, "11"), "30.00"),
+        (simulated_line(dynamic, "12.34"), "14.81"),
+        (simulated_line(fee, "1"), "49.00"),
+        (simulated_line(unit_price("0.00000075"), "103000025"), "77.25"),
+        (simulated_line(unit_price("100", maximum_amount="2000"), "32.2"), "2000.00"),
+        (simulated_line(unit_price("1", minimum_amount="50"), "20"), "50.00"),
+    ]
+    invoice = simulate(sdk, customer, *(line for line, _ in examples))
+    assert [line.totals.total for line in invoice.lines] == [total for _, total in examples]
+    assert (invoice.customer.id, invoice.status, invoice.totals.total) == (customer, "draft", "2436.06")
+    first, *_ = invoice.lines
+    assert [child.category for child in first.children] == ["regular"] * 4
+    assert first.rate_card.price["tiers"][0]["flatPrice"]["amount"] == "100"
+    capped, topped_up = invoice.lines[-2:]
+    (discount,) = capped.children[0].discounts.amount
+    assert (discount.reason["type"], discount.amount) == ("maximum_spend", "1220.00")
+    assert [child.category for child in topped_up.children] == ["regular", "commitment"]
+    assert topped_up.totals.charges_total == "30.00"
+
+
+def test_discounts_of_a_simulated_line_say_what_they_are(sdk: Sdk) -> None:
+    customer = a_customer(sdk, sdk.name("discounted"))
+    discounts = models.BillingDiscounts(
+        percentage=models.BillingDiscountPercentage(percentage=12.5),
+        usage=models.BillingDiscountUsage(quantity="15"),
+    )
+    line = simulated_line(unit_price("2"), "20", "10", discounts=discounts)
+    (found,) = simulate(sdk, customer, line).lines
+    assert (found.quantity, found.metered_quantity, found.pre_line_period_quantity) == ("15", "20", "0")
+    (free,) = found.discounts.usage
+    assert (free.reason["type"], free.quantity, free.pre_line_period_quantity) == (
+        "ratecard_usage",
+        "5",
+        "10",
+    )
+    (off,) = found.children[0].discounts.amount
+    assert (off.reason, off.amount) == ({"type": "ratecard_percentage", "percentage": 12.5}, "3.75")
+    assert found.totals.total == "26.25"
+
+
+def test_a_simulated_invoice_is_in_the_currencys_minor_unit(sdk: Sdk) -> None:
+    customer, line = a_customer(sdk, sdk.name("currency")), simulated_line(unit_price("0.12345"), "10")
+    found = {
+        code: simulate(sdk, customer, line, currency=code).totals.total for code in ("JPY", "USD", "KWD")
+    }
+    assert found == {"JPY": "1", "USD": "1.23", "KWD": "1.235"}
+
+
 def test_what_is_wrong_reaches_the_program_as_the_sdks_own_error(sdk: Sdk) -> None:
     with pytest.raises(HttpResponseError) as refused:
         sdk.done(sdk.client.meters.create(models.MeterCreate(slug="x", aggregation="SUM", event_type="x")))

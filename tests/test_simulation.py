@@ -138,20 +138,15 @@ def test_a_percentage_takes_a_part_of_the_value_and_a_fee_for_each_event() -> No
     assert total(line(replace(CARD_FEE, fixed_amount=D(0)), "300")) == D("8.70")
 
 
-def test_what_is_free_shows_its_quantity_after_conversion_and_discount() -> None:
-    free = replace(
-        line(None, "3500"),
-        unit_config=UnitConfig(operation="divide", conversion_factor=D(1000), rounding="ceiling"),
-        discounts=Discounts(usage=UsageDiscount(quantity=D(1))),
-    )
-    (rating,) = simulate(currency="USD", lines=[free]).ratings
-    assert (rating.details, rating.quantity, rating.usage_discount) == ((), D(3), D(1))
+def test_what_is_free_has_a_quantity_and_no_parts() -> None:
+    (rating,) = simulate(currency="USD", lines=[line(None, "1000", "250")]).ratings
+    assert (rating.details, rating.quantity, rating.quantity_before) == ((), D(1000), D(250))
 
 
 @given(
     quantities=st.lists(st.decimals(0, 1000, places=2), min_size=1, max_size=5),
-    percent=st.integers(0, 100),
-    free=st.integers(0, 50),
+    percent=st.integers(1, 100),
+    free=st.integers(1, 50),
 )
 def test_an_invoice_is_the_sum_of_its_lines_and_each_is_what_the_rater_says(
     quantities: list[Decimal], percent: int, free: int

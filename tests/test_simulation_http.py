@@ -237,7 +237,7 @@ def test_a_fee_is_charged_once_and_nothing_for_what_is_free(client: httpx.Client
     once, free = simulated(client, line(fee, "7"), line(None, "1000"))["lines"]
     assert (once["quantity"], once["totals"]["total"]) == ("1", "49.00")
     assert once["children"][0]["paymentTerm"] == "in_advance"
-    assert (free["children"], free["price"], free["quantity"]) == ([], None, "1000")
+    assert (free["children"], free["rateCard"], free["quantity"]) == ([], {"price": None}, "1000")
 
 
 def test_price_and_feature_beside_the_rate_card_are_read_as_if_they_were_in_it(client: httpx.Client) -> None:

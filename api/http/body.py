@@ -33,6 +33,7 @@ __all__ = [
     "WireResponse",
     "decimal_text",
     "page_of",
+    "present",
 ]
 
 
@@ -168,18 +169,19 @@ class WireResponse(JSONResponse):
     """JSON without absent members; a Decimal is written as a number, digit for digit."""
 
     def render(self, content: Any) -> bytes:
-        return _encoder.encode(_present(content))
+        return _encoder.encode(present(content))
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
 
-def _present(content: Any) -> Any:
+def present(content: Any) -> Any:
+    """Without members that are absent: None, unless OpenMeter has them be null."""
     match content:
         case dict():
-            return {k: _present(v) for k, v in content.items() if _is_present(k, v)}
+            return {k: present(v) for k, v in content.items() if _is_present(k, v)}
         case list() | tuple():
-            return [_present(item) for item in content]
+            return [present(item) for item in content]
         case _:
             return content
 

@@ -15,13 +15,15 @@ from api.http.invoice_body import (
     InvoiceBody,
     LineBody,
     LineSubscription,
-    PeriodBody,
+    Party,
     RatedLine,
     Reference,
     StatusDetails,
     UsageBasedRateCard,
+    Workflow,
     customer_body,
     line_body,
+    period_body,
     span,
     totals_body,
 )
@@ -78,25 +80,31 @@ def _source(charge: Charge) -> LineSubscription:
         subscription=Reference(id=charge.subscription_id),
         phase=Reference(id=charge.item.phase_id),
         item=Reference(id=charge.item.id),
-        billing_period=PeriodBody.of(charge.billing_period),
+        billing_period=period_body(charge.billing_period),
     )
 
 
 def _body(invoice: GatheringInvoice, now: datetime, *, lines: bool) -> InvoiceBody:
     customer = invoice.customer
-    return InvoiceBody(
+    body = InvoiceBody(
+        type="standard",
         id=derived_id("gathering", customer.id, invoice.currency),
         created_at=invoice.since,
         updated_at=now,
+        supplier=Party(),
         customer=customer_body(customer),
         number=f"GATHER-{customer.id[-6:]}-{invoice.currency}",
         currency=invoice.currency,
         totals=totals_body(invoice.totals, invoice.currency),
         status="gathering",
         status_details=StatusDetails(extended_status="gathering"),
-        period=span(line.charge.period for line in invoice.lines),
-        lines=[_line(line, now) for line in invoice.lines] if lines else None,
+        workflow=Workflow(),
     )
+    if invoice.lines:
+        body["period"] = span(line.charge.period for line in invoice.lines)
+    if lines:
+        body["lines"] = [_line(line, now) for line in invoice.lines]
+    return body
 
 
 Expand = Literal["lines", "preceding", "workflow.apps"]

@@ -12,22 +12,26 @@ from typing import Annotated, Self
 from fastapi import APIRouter
 from pydantic import Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
+from starlette.responses import Response
 
 from api.http.auth import reader
 from api.http.body import Body, ExactRoute, Instant, Metadata
 from api.http.invoice_body import (
     InvoiceBody,
+    Party,
     RatedLine,
     StatusDetails,
     Ulid,
     UsageBasedRateCard,
+    Workflow,
     customer_body,
+    invoice_response,
     line_body,
     span,
     totals_body,
 )
 from api.http.session import Now, Transaction
-from billing.customer import get_customer
+from billing.customer import Customer, get_customer
 from billing.rating import NO_DISCOUNTS, Rating
 from billing.simulation import EventUsage, GroupUsage, InvalidSimulationError, SimulatedLine, simulate
 from catalog.price import Price
@@ -103,18 +107,27 @@ class InvoiceSimulationInput(Body):
     lines: list[InvoiceSimulationLine]
 
 
-@router.post("/{customerId}/invoices/simulate", operation_id="simulateInvoice", dependencies=[reader])
+@router.post(
+    "/{customerId}/invoices/simulate",
+    operation_id="simulateInvoice",
+    dependencies=[reader],
+    response_model=InvoiceBody,
+)
 def simulate_invoice(
     session: Transaction,
     now: Now,
     customerId: str,  # noqa: N803  the wire's name
     body: InvoiceSimulationInput,
-) -> InvoiceBody:
+) -> Response:
     """What the customer would be billed for these lines."""
     customer = get_customer(session, customerId)
     customer.require_living()
     if issues := [issue for i, line in enumerate(body.lines) for issue in _contradictions(line, i)]:
         raise InvalidSimulationError(issues[0].message, *issues)
+    return invoice_response(_invoice(customer, body, now))
+
+
+def _invoice(customer: Customer, body: InvoiceSimulationInput, now: datetime) -> InvoiceBody:
     cards = [_card(line) for line in body.lines]
     lines = [_simulated(line, card) for line, card in zip(body.lines, cards, strict=True)]
     found = simulate(currency=body.currency, lines=lines)
@@ -125,9 +138,11 @@ def simulate_invoice(
         for i, (line, card, rating) in enumerate(zip(body.lines, cards, found.ratings, strict=True))
     ]
     return InvoiceBody(
+        type="standard",
         id=derived_id(customer.id, "simulation"),
         created_at=now,
         updated_at=now,
+        supplier=Party(),
         customer=customer_body(customer),
         number=body.number or NUMBER,
         currency=body.currency,
@@ -135,6 +150,7 @@ def simulate_invoice(
         status="draft",
         status_details=StatusDetails(extended_status="draft.created"),
         period=span(line.period for line in rated),
+        workflow=Workflow(),
         lines=[line_body(line) for line in rated],
     )
 
