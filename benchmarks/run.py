@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ingest, queries
+from benchmarks import ingest, queries, rating
 from benchmarks.plot import plot
 from benchmarks.stage import place, postgres
 
@@ -108,6 +108,12 @@ def query_rows(asked: list[queries.Asked]) -> Iterator[Row]:
         yield at_most("  cold / bar of p50", one.cold / p50, 10, measured=f"{one.cold:.1f} ms, {dropped}")
 
 
+def rating_rows(found: rating.Rated) -> Iterator[Row]:
+    yield at_most("rating one line, graduated with 4 tiers: p50, us", found.line, 50)
+    p99 = f"p99 {found.simulation_p99:.1f} ms"
+    yield at_most("simulating 100 lines over HTTP: p50, ms", found.simulation, 20, measured=p99)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -120,7 +126,7 @@ def main() -> None:
     rows: list[Row] = []
     found: dict[str, Any] = {}
     parts: dict[str, Callable[[Plan, dict[str, Any]], Iterator[Row]]]
-    parts = {"batches": _batches, "singles": _singles, "growth": _growth}
+    parts = {"batches": _batches, "singles": _singles, "growth": _growth, "rating": _rating}
     if unknown := set(arguments.only) - parts.keys():
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(parts)}")
     for name in arguments.only or parts:
@@ -179,6 +185,12 @@ def _growth(plan: Plan, found: dict[str, Any]) -> Iterator[Row]:
     )
     yield from size_rows(sizes)
     yield from query_rows(asked)
+
+
+def _rating(plan: Plan, found: dict[str, Any]) -> Iterator[Row]:
+    result = rating.rated(repeat=plan.repeat)
+    found["rating"] = asdict(result)
+    yield from rating_rows(result)
 
 
 def table(rows: list[Row]) -> str:
