@@ -38,6 +38,7 @@ from api.http import (
     quarantine,
     simulation,
     subjects,
+    subscription_addons,
     subscriptions,
     usage,
 )
@@ -86,6 +87,7 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
         backtest,
         customers,
         subscriptions,
+        subscription_addons,
         invoices,
         simulation,
         quarantine,

@@ -181,7 +181,7 @@ def issues_of(errors: Sequence[_Error]) -> list[Issue]:
 def _of_the_meant_shape(errors: Sequence[_Error]) -> list[_Error]:
     """Where one of several shapes is allowed, pydantic lists what is wrong with each of them.
 
-    Only the shape whose `type` was sent is meant; if there is none such, its `type` is what is wrong.
+    Only the shape whose `type` (or `op`) was sent is meant; if there is none such, that is what is wrong.
     """
     others = {error["loc"][:-1] for error in errors if _is_another_shape(error)}
     wrong = {place for place, shapes in _branches(errors).items() if shapes <= others}
@@ -208,7 +208,7 @@ def _branches(errors: Sequence[_Error]) -> dict[_Location, set[_Location]]:
 def _is_another_shape(error: _Error) -> bool:
     """Whether it says that the `type` is not that of one of our classes."""
     location = error["loc"]
-    return error["type"] == "literal_error" and location[-1] == "type" and not _is_name(location[-2])
+    return error["type"] == "literal_error" and location[-1] in ("type", "op") and not _is_name(location[-2])
 
 
 def _is_name(step: str | int) -> bool:

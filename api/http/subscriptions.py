@@ -1,9 +1,10 @@
 """Subscriptions: /api/v1/subscriptions."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 
@@ -12,17 +13,36 @@ from api.http.body import Body, ExactRoute, Instant, Key, Metadata
 from api.http.features import FeatureBody, feature_body
 from api.http.plans import Alignment, ProRatingConfig
 from api.http.session import Now, Transaction
-from billing import subscriptions
+from billing import subscription_changes, subscriptions
+from billing.agreement import CustomPlan
+from billing.contract_edits import (
+    AddItem,
+    AddPhase,
+    RemoveItem,
+    RemovePhase,
+    StretchPhase,
+    UnscheduleEdit,
+)
 from billing.customer import Customer, get_customer
+from billing.subscription_rules import instant_of
+from billing.subscription_rules import next_billing_cycle as cycle_after
 from billing.subscriptions import Subscription, SubscriptionItem, SubscriptionPhase, SubscriptionStatus
+from catalog.discount import Discounts
 from catalog.features import Feature, features_by_id
+from catalog.interval import interval_of
 from catalog.plans import Plan, PlanNotFoundError, get_plan
 from catalog.price import Price
+from catalog.rate_card import Phase
+from catalog.tax import TaxConfig
 from metering.errors import InvalidError, Issue
 
-__all__ = ["SubscriptionBody", "router", "subscription_body"]
+__all__ = ["SubscriptionBody", "Timing", "router", "subscription_body"]
 
 router = APIRouter(prefix="/api/v1/subscriptions", tags=["Subscriptions"], route_class=ExactRoute)
+
+Timing = Literal["immediate", "next_billing_cycle"] | Instant
+Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Description = Annotated[str, StringConstraints(max_length=1024)]
 
 
 class PlanReferenceInput(Body):
@@ -36,21 +56,76 @@ class PlanReference(Body):
     version: int
 
 
-class SubscriptionCreate(Body):
-    """`timing` is when it begins: at once, or at an instant, also one in the past."""
+class CustomPlanInput(Body):
+    """Terms for one customer; the rules are those of a plan."""
 
-    plan: PlanReferenceInput
-    customer_id: str | None = None
-    customer_key: str | None = None
-    timing: Literal["immediate"] | Instant = "immediate"
-    starting_phase: str | None = None
+    name: Name
+    description: Description | None = None
+    metadata: Metadata | None = None
+    alignment: Alignment | None = None
+    currency: str = "USD"
+    billing_cadence: str
+    pro_rating_config: ProRatingConfig = ProRatingConfig()
+    settlement_mode: Literal["credit_then_invoice"] = "credit_then_invoice"
+    phases: Annotated[list[Phase], Field(min_length=1, max_length=100)]
+
+    @property
+    def terms(self) -> CustomPlan:
+        return CustomPlan(
+            name=self.name,
+            description=self.description,
+            metadata=self.metadata,
+            currency=self.currency,
+            billing_cadence=self.billing_cadence,
+            pro_rating=self.pro_rating_config.enabled,
+            phases=tuple(self.phases),
+        )
+
+
+class Terms(Body):
+    """What is agreed: `plan`, with what may be said besides, or `customPlan`."""
+
+    plan: PlanReferenceInput | None = None
+    custom_plan: CustomPlanInput | None = None
+    starting_phase: Annotated[str, StringConstraints(min_length=1)] | None = None
     billing_anchor: Instant | None = None
-    name: Annotated[str, StringConstraints(min_length=1, max_length=256)] | None = None
-    description: Annotated[str, StringConstraints(max_length=1024)] | None = None
+    name: Name | None = None
+    description: Description | None = None
     metadata: Metadata | None = None
     alignment: Alignment | None = None
     settlement_mode: Literal["credit_then_invoice"] | None = None
     cost_basis_mode: Literal["dynamic"] | None = None
+
+
+class SubscriptionCreate(Terms):
+    """`timing` is when it begins: at once, or at an instant, also one in the past."""
+
+    customer_id: str | None = None
+    customer_key: str | None = None
+    timing: Timing = "immediate"
+
+
+class SubscriptionChange(Terms):
+    timing: Timing
+
+
+class SubscriptionCancel(Body):
+    timing: Timing = "immediate"
+
+
+class SubscriptionMigrate(Body):
+    timing: Timing = "immediate"
+    target_version: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    starting_phase: Annotated[str, StringConstraints(min_length=1)] | None = None
+    billing_anchor: Instant | None = None
+
+
+class SubscriptionEdit(Body):
+    customizations: Annotated[
+        list[AddItem | RemoveItem | AddPhase | RemovePhase | StretchPhase | UnscheduleEdit],
+        Field(max_length=100),
+    ]
+    timing: Timing = "immediate"
 
 
 class SubscriptionBody(Body):
@@ -64,7 +139,7 @@ class SubscriptionBody(Body):
     active_to: datetime | None = None
     status: SubscriptionStatus
     customer_id: str
-    plan: PlanReference
+    plan: PlanReference | None = None
     currency: str
     billing_cadence: str
     billing_anchor: datetime
@@ -91,6 +166,8 @@ class ItemBody(Body):
     feature_key: str | None = None
     billing_cadence: str | None
     price: Price | None
+    discounts: Discounts | None = None
+    tax_config: TaxConfig | None = None
     included: Included | None = None
 
 
@@ -108,8 +185,24 @@ class PhaseBody(Body):
     item_timelines: dict[str, list[ItemBody]]
 
 
+class AlignedPeriod(Body):
+    from_: Annotated[datetime, Field(alias="from")]
+    to: datetime
+
+
+class SubscriptionAlignment(Body):
+    billables_must_align: Literal[True] = True
+    current_aligned_billing_period: AlignedPeriod | None = None
+
+
 class SubscriptionExpanded(SubscriptionBody):
+    alignment: SubscriptionAlignment
     phases: list[PhaseBody]
+
+
+class SubscriptionChangeResponse(Body):
+    current: SubscriptionBody
+    next: SubscriptionExpanded
 
 
 def subscription_body(subscription: Subscription, now: datetime) -> SubscriptionBody:
@@ -125,7 +218,7 @@ def subscription_body(subscription: Subscription, now: datetime) -> Subscription
         active_to=subscription.active_to,
         status=subscription.status(now),
         customer_id=subscription.customer_id,
-        plan=PlanReference(id=plan.id, key=plan.key, version=plan.version),
+        plan=PlanReference(id=plan.id, key=plan.key, version=plan.version) if plan else None,
         currency=subscription.currency,
         billing_cadence=subscription.billing_cadence,
         billing_anchor=subscription.billing_anchor,
@@ -133,7 +226,27 @@ def subscription_body(subscription: Subscription, now: datetime) -> Subscription
     )
 
 
-def _item_body(item: SubscriptionItem, features: dict[str, Feature]) -> ItemBody:
+def _expanded(
+    session: Session, subscription: Subscription, now: datetime, at: datetime
+) -> SubscriptionExpanded:
+    """With its phases, and of each the items that it sells at `at`, or sold when it ended."""
+    ids = {item.feature_id for phase in subscription.phases for item in phase.items if item.feature_id}
+    features = features_by_id(session, ids)
+    return SubscriptionExpanded(
+        **dict(subscription_body(subscription, now)),
+        alignment=_alignment(subscription, at),
+        phases=[_phase_body(phase, features, at) for phase in subscription.phases],
+    )
+
+
+def _alignment(subscription: Subscription, at: datetime) -> SubscriptionAlignment:
+    """While it runs, with the billing period that holds `at`, cut where its phase begins and ends."""
+    period = subscriptions.billing_period(subscription, at)
+    aligned = AlignedPeriod(from_=period.start, to=period.end) if period else None
+    return SubscriptionAlignment(current_aligned_billing_period=aligned)
+
+
+def _item_body(item: SubscriptionItem, features: Mapping[str, Feature]) -> ItemBody:
     card, feature = item.rate_card, features.get(item.feature_id or "")
     return ItemBody(
         id=item.id,
@@ -148,15 +261,16 @@ def _item_body(item: SubscriptionItem, features: dict[str, Feature]) -> ItemBody
         feature_key=card.feature_key,
         billing_cadence=card.billing_cadence,
         price=card.price,
+        discounts=card.discounts,
+        tax_config=card.tax_config,
         included=Included(feature=feature_body(feature)) if feature else None,
     )
 
 
-def _phase_body(phase: SubscriptionPhase, features: dict[str, Feature]) -> PhaseBody:
-    items = [_item_body(item, features) for item in phase.items]
+def _phase_body(phase: SubscriptionPhase, features: Mapping[str, Feature], at: datetime) -> PhaseBody:
     timelines: dict[str, list[ItemBody]] = {}
-    for item in items:
-        timelines.setdefault(item.key, []).append(item)
+    for item in phase.items:
+        timelines.setdefault(item.key, []).append(_item_body(item, features))
     return PhaseBody(
         id=phase.id,
         key=phase.key,
@@ -167,20 +281,21 @@ def _phase_body(phase: SubscriptionPhase, features: dict[str, Feature]) -> Phase
         updated_at=phase.updated_at,
         active_from=phase.active_from,
         active_to=phase.active_to,
-        items=items,
+        items=[_item_body(item, features) for item in phase.items_at(at)],
         item_timelines=timelines,
     )
 
 
 @router.post("", operation_id="createSubscription", status_code=201, dependencies=[admin])
 def create(session: Transaction, now: Now, body: SubscriptionCreate) -> SubscriptionBody:
-    """Sign a customer up to a plan; the contract copies the plan's phases and prices."""
+    """Sign a customer up to a plan, or to terms of their own; the contract copies phases and prices."""
     customer = _customer(session, body)
+    terms = _terms(session, body)
     subscription = subscriptions.create_subscription(
         session,
         customer=customer,
-        plan=_plan(session, body.plan),
-        active_from=now if body.timing == "immediate" else body.timing,
+        plan=terms,
+        active_from=_start(body, terms, now),
         billing_anchor=body.billing_anchor,
         starting_phase=body.starting_phase,
         name=body.name,
@@ -189,6 +304,23 @@ def create(session: Transaction, now: Now, body: SubscriptionCreate) -> Subscrip
         now=now,
     )
     return subscription_body(subscription, now)
+
+
+def _start(body: SubscriptionCreate, terms: Plan | CustomPlan, now: datetime) -> datetime:
+    """The next billing cycle is counted from the anchor: without one, none has begun."""
+    cadence = interval_of(terms.billing_cadence)
+    if body.timing != "next_billing_cycle" or cadence is None:
+        return instant_of(body.timing, now=now, cycle=now)
+    if body.billing_anchor is None:
+        message = "there is no billing cycle before the subscription, unless it has an anchor"
+        hint = "Give a billingAnchor to count from, or say when it begins."
+        raise InvalidError(
+            message,
+            Issue(
+                code="subscription_billing_anchor_is_required", message=message, field="$.timing", hint=hint
+            ),
+        )
+    return cycle_after(body.billing_anchor, cadence, now)
 
 
 def _customer(session: Session, body: SubscriptionCreate) -> Customer:
@@ -204,6 +336,23 @@ def _customer(session: Session, body: SubscriptionCreate) -> Customer:
     return customer
 
 
+def _terms(session: Session, body: Terms) -> Plan | CustomPlan:
+    match body.plan, body.custom_plan:
+        case PlanReferenceInput() as meant, None:
+            return _plan(session, meant)
+        case None, CustomPlanInput() as custom if body.starting_phase is None:
+            return custom.terms
+        case None, CustomPlanInput():
+            message = "a customPlan begins with its first phase"
+            raise InvalidError(message, Issue(code="unknown_field", message=message, field="$.startingPhase"))
+        case None, None:
+            message = "plan or customPlan is required"
+            raise InvalidError(message, Issue(code="field_required", message=message, field="$.plan"))
+        case _:
+            message = "either plan or customPlan, not both"
+            raise InvalidError(message, Issue(code="unknown_field", message=message, field="$.customPlan"))
+
+
 def _plan(session: Session, meant: PlanReferenceInput) -> Plan:
     """The active version, or the one named; a plan that was never published is found too, to be refused."""
     try:
@@ -213,10 +362,111 @@ def _plan(session: Session, meant: PlanReferenceInput) -> Plan:
 
 
 @router.get("/{subscriptionId}", operation_id="getSubscription", dependencies=[reader])
-def get(session: Transaction, now: Now, subscriptionId: str) -> SubscriptionExpanded:  # noqa: N803
-    """With its phases and items."""
-    subscription = subscriptions.get_subscription(session, subscriptionId)
-    ids = {item.feature_id for phase in subscription.phases for item in phase.items if item.feature_id}
-    features = features_by_id(session, ids)
-    phases = [_phase_body(phase, features) for phase in subscription.phases]
-    return SubscriptionExpanded(**dict(subscription_body(subscription, now)), phases=phases)
+def get(
+    session: Transaction,
+    now: Now,
+    subscriptionId: str,  # noqa: N803  the wire's name
+    at: Annotated[Instant | None, Query()] = None,
+) -> SubscriptionExpanded:
+    """With its phases, and the items that they sell `at` an instant: now, unless told otherwise."""
+    return _expanded(session, subscriptions.get_subscription(session, subscriptionId), now, at or now)
+
+
+@router.patch("/{subscriptionId}", operation_id="editSubscription", dependencies=[admin])
+def edit(session: Transaction, now: Now, subscriptionId: str, body: SubscriptionEdit) -> SubscriptionBody:  # noqa: N803
+    """All of the customizations, in their order, or none of them."""
+    edited = subscription_changes.edit_subscription(
+        session, subscriptionId, body.customizations, timing=body.timing, now=now
+    )
+    return subscription_body(edited, now)
+
+
+@router.delete("/{subscriptionId}", operation_id="deleteSubscription", status_code=204, dependencies=[admin])
+def delete(session: Transaction, now: Now, subscriptionId: str) -> None:  # noqa: N803  the wire's name
+    """Only while it is scheduled."""
+    subscription_changes.delete_subscription(session, subscriptionId, now=now)
+
+
+@router.post("/{subscriptionId}/cancel", operation_id="cancelSubscription", dependencies=[admin])
+def cancel(
+    session: Transaction,
+    now: Now,
+    subscriptionId: str,  # noqa: N803  the wire's name
+    body: SubscriptionCancel | None = None,
+) -> SubscriptionBody:
+    """At once, with the billing cycle, or at any instant of its life."""
+    timing = body.timing if body else "immediate"
+    return subscription_body(
+        subscription_changes.cancel_subscription(session, subscriptionId, timing=timing, now=now), now
+    )
+
+
+@router.post(
+    "/{subscriptionId}/unschedule-cancelation",
+    operation_id="unscheduleCancelation",
+    dependencies=[admin],
+)
+def unschedule_cancelation(session: Transaction, now: Now, subscriptionId: str) -> SubscriptionBody:  # noqa: N803
+    """It goes on as it was agreed."""
+    return subscription_body(
+        subscription_changes.unschedule_cancelation(session, subscriptionId, now=now), now
+    )
+
+
+@router.post("/{subscriptionId}/restore", operation_id="restoreSubscription", dependencies=[admin])
+def restore(session: Transaction, now: Now, subscriptionId: str) -> SubscriptionBody:  # noqa: N803
+    """It goes on as it was agreed, and what was to follow it is deleted."""
+    return subscription_body(subscription_changes.restore_subscription(session, subscriptionId, now=now), now)
+
+
+@router.post("/{subscriptionId}/change", operation_id="changeSubscription", dependencies=[admin])
+def change(
+    session: Transaction,
+    now: Now,
+    subscriptionId: str,  # noqa: N803  the wire's name
+    body: SubscriptionChange,
+) -> SubscriptionChangeResponse:
+    """End it, and begin another at the same instant; both are billed on the same days."""
+    changed = subscription_changes.change_subscription(
+        session,
+        subscriptionId,
+        plan=_terms(session, body),
+        timing=body.timing,
+        billing_anchor=body.billing_anchor,
+        starting_phase=body.starting_phase,
+        name=body.name,
+        description=body.description,
+        metadata=body.metadata,
+        now=now,
+    )
+    return _changed(session, changed, now)
+
+
+@router.post("/{subscriptionId}/migrate", operation_id="migrateSubscription", dependencies=[admin])
+def migrate(
+    session: Transaction,
+    now: Now,
+    subscriptionId: str,  # noqa: N803  the wire's name
+    body: SubscriptionMigrate | None = None,
+) -> SubscriptionChangeResponse:
+    """To a newer version of its plan."""
+    asked = body or SubscriptionMigrate()
+    migrated = subscription_changes.migrate_subscription(
+        session,
+        subscriptionId,
+        timing=asked.timing,
+        target_version=asked.target_version,
+        starting_phase=asked.starting_phase,
+        billing_anchor=asked.billing_anchor,
+        now=now,
+    )
+    return _changed(session, migrated, now)
+
+
+def _changed(
+    session: Session, changed: tuple[Subscription, Subscription], now: datetime
+) -> SubscriptionChangeResponse:
+    current, following = changed
+    return SubscriptionChangeResponse(
+        current=subscription_body(current, now), next=_expanded(session, following, now, now)
+    )
