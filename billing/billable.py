@@ -17,6 +17,7 @@ from billing.timeline import Charge
 from catalog.price import FlatPrice, Price
 from catalog.rate_card import RateCard, UsageBasedRateCard
 from metering.exact import plain
+from metering.ids import derived_id
 from metering.period import Period
 
 __all__ = [
@@ -65,6 +66,11 @@ class Billable:
             phase_id=charge.item.phase_id,
             item_id=charge.item.id,
         )
+
+    @property
+    def line_id(self) -> str:
+        """Its line's id as long as it is not billed: that on the gathering invoice."""
+        return derived_id(*self.identity.split("/"))
 
     @property
     def price(self) -> Price:

@@ -1,0 +1,194 @@
+"""What people and apps do with invoices: invoice now, approve, retry, delete, void, and what they list.
+
+Each locks the customer first, as the billing run does, so that nobody bills them meanwhile.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from sqlalchemy import ColumnElement, func, or_, select, true
+from sqlalchemy.orm import Session, selectinload
+
+from billing.customer import get_customer
+from billing.due import billables_of, payers_of
+from billing.invoice import Invoice, InvoiceNotFoundError, get_invoice
+from billing.invoice_progress import advance, fire
+from billing.invoice_state import DELETABLE, EDITABLE, Trigger, after
+from billing.invoicing import collect, recompute
+from billing.subscriptions import Subscription
+from metering.errors import InvalidError, Issue
+
+__all__ = [
+    "InvoiceFilter",
+    "VoidAction",
+    "act",
+    "advance_invoice",
+    "delete_invoice",
+    "invoice_now",
+    "list_invoices",
+    "locked_invoice",
+    "refresh_drafts",
+    "void_invoice",
+]
+
+
+def locked_invoice(session: Session, invoice_id: str) -> Invoice:
+    """With its lines and its app, and nobody else billing its customer until the transaction ends."""
+    customer_id = session.scalar(select(Invoice.customer_id).where(Invoice.id == invoice_id))
+    if customer_id is None:
+        raise InvoiceNotFoundError(f"no invoice {invoice_id!r}")
+    get_customer(session, customer_id, lock=True)
+    return get_invoice(session, invoice_id, lock=True)
+
+
+def invoice_now(
+    session: Session,
+    customer_id: str,
+    *,
+    line_ids: Collection[str] = (),
+    as_of: datetime | None = None,
+    progressive: bool | None = None,
+    now: datetime,
+) -> list[Invoice]:
+    """Bill what is due by `as_of`, and, if the profile or `progressive` says so, what was used until then.
+
+    `line_ids` are those of the gathering invoice: only these. Raises InvalidError when that is nothing.
+    """
+    customer = get_customer(session, customer_id, lock=True)
+    at = as_of or now
+    if at > now:
+        message = "what will be used can't be invoiced yet"
+        raise InvalidError(message, Issue(code="invoice_as_of_in_future", message=message, field="$.asOf"))
+    (payer,) = payers_of(session, [customer], {customer.id: at}, now)
+    split = payer.profile.workflow.invoicing.progressive_billing if progressive is None else progressive
+    named = {one.line_id: one.identity for one in billables_of(payer, at)}
+    only = {named[id_] for id_ in line_ids if id_ in named} if line_ids else None
+    drafts = collect(session, [customer], at={customer.id: at}, now=now, progressive=split, only=only)
+    if not drafts:
+        message = "nothing is to be invoiced by then"
+        raise InvalidError(message, Issue(code="invoice_create_no_lines", message=message, field="$"))
+    advance(session, drafts, now=now)
+    return drafts
+
+
+def advance_invoice(session: Session, invoice_id: str, *, now: datetime) -> Invoice:
+    invoice = locked_invoice(session, invoice_id)
+    if after(invoice.status, invoice.facts(now)) is None:
+        message = f"the invoice is {invoice.status} and does not go on by itself now"
+        raise InvalidError(message, Issue(code="invoice_cannot_advance", message=message))
+    advance(session, [invoice], now=now)
+    return invoice
+
+
+def act(session: Session, invoice_id: str, trigger: Trigger, *, now: datetime) -> Invoice:
+    """Approve, retry, snapshot quantities, or tell what became of its payment."""
+    invoice = locked_invoice(session, invoice_id)
+    fire(session, invoice, trigger, now=now)
+    return invoice
+
+
+def delete_invoice(session: Session, invoice_id: str, *, now: datetime) -> Invoice:
+    """Give up a draft. What it would have billed is not billed again: it was decided upon."""
+    invoice = locked_invoice(session, invoice_id)
+    if invoice.status not in DELETABLE:
+        message = f"an invoice that is {invoice.status} can't be deleted"
+        hint = "Void it, or issue a credit note."
+        raise InvalidError(message, Issue(code="invoice_delete_failed", message=message, hint=hint))
+    fire(session, invoice, "delete", now=now)
+    return invoice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VoidAction:
+    """discard: what was billed is given up. pending: it is billed again, at `next_invoice_at` or at once."""
+
+    type: Literal["discard", "pending"]
+    next_invoice_at: datetime | None = None
+
+
+def void_invoice(
+    session: Session,
+    invoice_id: str,
+    action: VoidAction,
+    *,
+    overrides: dict[str, VoidAction] | None = None,
+    reason: str,
+    now: datetime,
+) -> Invoice:
+    """An issued invoice counts no more. Its number stays taken."""
+    invoice = locked_invoice(session, invoice_id)
+    fire(session, invoice, "void", now=now)
+    invoice.voided_at = now
+    invoice.external_ids = invoice.external_ids | {"void-reason": reason}
+    for line in invoice.lines:
+        wanted = (overrides or {}).get(line.id, action)
+        if wanted.type == "pending":
+            line.released_at = now
+            _bill_again(session, line.subscription_id, wanted.next_invoice_at or now)
+    session.flush()
+    return invoice
+
+
+def _bill_again(session: Session, subscription_id: str | None, at: datetime) -> None:
+    subscription = session.get(Subscription, subscription_id) if subscription_id else None
+    if subscription is not None:
+        subscription.next_billing_at = min(at, subscription.next_billing_at or at)
+
+
+def refresh_drafts(session: Session, customer_id: str, *, now: datetime) -> None:
+    """After a contract has changed: drafts that can still change follow it. The customer is locked."""
+    query = select(Invoice).options(selectinload(Invoice.lines), selectinload(Invoice.app))
+    query = query.where(Invoice.customer_id == customer_id, Invoice.status.in_(EDITABLE))
+    drafts = session.scalars(query.order_by(Invoice.id)).all()
+    if drafts:
+        recompute(session, drafts, now=now)
+        advance(session, drafts, now=now)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvoiceFilter:
+    """Each narrows the list; none of them all."""
+
+    customers: Collection[str] = ()
+    statuses: Collection[str] = ()
+    extended_statuses: Collection[str] = ()
+    issued_after: datetime | None = None
+    issued_before: datetime | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    include_deleted: bool = False
+
+
+def list_invoices(
+    session: Session,
+    wanted: InvoiceFilter,
+    *,
+    order_by: ColumnElement[object] | None = None,
+    offset: int = 0,
+    limit: int = 100,
+) -> tuple[Sequence[Invoice], int]:
+    """One page, newest first unless ordered otherwise, and how many there are; in a few statements."""
+    conditions = list(_conditions(wanted))
+    count = session.scalar(select(func.count()).select_from(Invoice).where(*conditions)) or 0
+    query = select(Invoice).options(selectinload(Invoice.lines), selectinload(Invoice.app)).where(*conditions)
+    order = (Invoice.id.desc(),) if order_by is None else (order_by, Invoice.id)
+    return session.scalars(query.order_by(*order).offset(offset).limit(limit)).all(), count
+
+
+def _conditions(wanted: InvoiceFilter) -> list[ColumnElement[bool]]:
+    short = func.split_part(Invoice.status, ".", 1)
+    bounds = (
+        (wanted.issued_after, Invoice.issued_at.__ge__),
+        (wanted.issued_before, Invoice.issued_at.__le__),
+        (wanted.created_after, Invoice.created_at.__ge__),
+        (wanted.created_before, Invoice.created_at.__le__),
+    )
+    return [
+        Invoice.customer_id.in_(wanted.customers) if wanted.customers else true(),
+        short.in_(wanted.statuses) if wanted.statuses else true(),
+        or_(Invoice.status.in_(wanted.extended_statuses)) if wanted.extended_statuses else true(),
+        true() if wanted.include_deleted else Invoice.deleted_at.is_(None),
+        *(compare(instant) for instant, compare in bounds if instant is not None),
+    ]
