@@ -15,9 +15,10 @@ from typing import Any, Literal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from billing.contract_edits import ContractSpec, spec_of
 from billing.customer import Customer, customers_by_id
 from billing.gathering import Due, GatheringLine, priced
-from billing.subscriptions import phase_ends, subscriptions_of
+from billing.subscriptions import subscriptions_of
 from billing.timeline import Charge, Contract, ContractItem, charges
 from catalog.interval import parse_interval
 from catalog.issues import barring
@@ -284,25 +285,24 @@ def _contract(plan: Plan, start: datetime, feature_ids: Mapping[str, str]) -> Co
         billing_anchor=start,
         billing_cadence=parse_interval(plan.billing_cadence),
         prorate=plan.pro_rating,
-        items=tuple(_items(plan, start, feature_ids)),
+        items=tuple(_items(spec_of(plan.phases, start=start, feature_ids=feature_ids))),
     )
 
 
-def _items(plan: Plan, start: datetime, feature_ids: Mapping[str, str]) -> Iterator[ContractItem]:
-    for phase, end in zip(plan.phases, phase_ends(plan.phases, start), strict=True):
-        for card in phase.rate_cards:
+def _items(spec: ContractSpec) -> Iterator[ContractItem]:
+    for phase in spec.phases:
+        for item in phase.items:
             yield ContractItem(
-                id=f"{phase.key}/{card.key}",
+                id=f"{phase.key}/{item.key}",
                 phase_id=phase.key,
                 phase_key=phase.key,
-                key=card.key,
-                version=0,
-                rate_card=card,
-                feature_id=feature_ids[card.feature_key] if card.feature_key else None,
-                start=start,
-                end=end,
+                key=item.key,
+                version=item.version,
+                rate_card=item.rate_card,
+                feature_id=item.feature_id,
+                start=item.start,
+                end=item.end,
             )
-        start = end or start
 
 
 # -- Both sides ----------------------------------------------------------------------------------------------
