@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import ingest, queries, rating
+from benchmarks import backtest, ingest, queries, rating
 from benchmarks.plot import plot
 from benchmarks.stage import place, postgres
 
@@ -114,6 +114,15 @@ def rating_rows(found: rating.Rated) -> Iterator[Row]:
     yield at_most("simulating 100 lines over HTTP: p50, ms", found.simulation, 20, measured=p99)
 
 
+def backtest_rows(tested: list[backtest.Tested]) -> Iterator[Row]:
+    for one in tested:
+        what = f"backtest, {one.customers:,} customers, {one.price}: s"
+        yield at_most(what, one.seconds, 60, measured=f"{one.events / 1e6:.1f} M events in the month")
+        yield at_most("  memory it grew by, MB", one.growth, 64)
+        if one.price == backtest.OWN:
+            yield at_most("  customers with a difference", one.customers - one.unchanged, 0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -126,7 +135,8 @@ def main() -> None:
     rows: list[Row] = []
     found: dict[str, Any] = {}
     parts: dict[str, Callable[[Plan, dict[str, Any]], Iterator[Row]]]
-    parts = {"batches": _batches, "singles": _singles, "growth": _growth, "rating": _rating}
+    parts = {"batches": _batches, "singles": _singles, "growth": _growth}
+    parts |= {"rating": _rating, "backtest": _backtest}
     if unknown := set(arguments.only) - parts.keys():
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(parts)}")
     for name in arguments.only or parts:
@@ -191,6 +201,12 @@ def _rating(plan: Plan, found: dict[str, Any]) -> Iterator[Row]:
     result = rating.rated(repeat=plan.repeat)
     found["rating"] = asdict(result)
     yield from rating_rows(result)
+
+
+def _backtest(plan: Plan, found: dict[str, Any]) -> Iterator[Row]:
+    tested = backtest.backtests(customers=10_000 if plan is FULL else 1_000, events=plan.sizes[-1])
+    found["backtest"] = [asdict(one) for one in tested]
+    yield from backtest_rows(tested)
 
 
 def table(rows: list[Row]) -> str:
