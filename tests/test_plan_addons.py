@@ -307,6 +307,8 @@ def test_offers_are_listed_by_their_addons(session: Session, now: datetime) -> N
     assert listed() == [old, new, support]
     assert listed(order_by="created_at") == [support, old, new]
     assert listed(order_by="key", descending=True) == [support, new, old]
+    assert listed(order_by="version", descending=True) == [new, support, old]
+    delete_addon(session, old.addon, now=now)  # archived by its next version, and still offered
     assert listed(VersionFilter(keys=["seats"])) == [old, new]
     assert listed(VersionFilter(ids=[support.addon_id, new.addon_id])) == [new, support]
     assert listed(VersionFilter(key_versions={"seats": [2], "support": [2]})) == [new]
