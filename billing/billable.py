@@ -12,7 +12,7 @@ from fractions import Fraction
 from typing import Any, Literal, Protocol
 
 from billing.pricing import NOTHING, Usage
-from billing.rating import NO_DISCOUNTS, DetailedLine, Rating, Terms, difference, settle
+from billing.rating import NO_DISCOUNTS, DetailedLine, Rating, Terms, Totals, difference, settle
 from billing.timeline import Charge
 from catalog.price import FlatPrice, Price
 from catalog.rate_card import RateCard, UsageBasedRateCard
@@ -121,6 +121,19 @@ class DueLine:
     rating: Rating
     correction: bool = False
     first: bool = False
+
+    @property
+    def quantity(self) -> Decimal | None:
+        """As it was metered, all of the period so far; None for a fee."""
+        return None if self.usage is None else self.usage.quantity
+
+    @property
+    def details(self) -> tuple[DetailedLine, ...]:
+        return self.rating.details
+
+    @property
+    def totals(self) -> Totals:
+        return self.rating.totals
 
     @property
     def waits(self) -> bool:

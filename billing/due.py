@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
+from typing import Literal
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
@@ -25,6 +26,7 @@ from metering.period import Period
 __all__ = [
     "Earlier",
     "Payer",
+    "Reach",
     "billable_of",
     "billables_of",
     "collected_at",
@@ -73,16 +75,21 @@ def payers_of(
     ]
 
 
+Reach = Literal["due", "used", "begun"]
+"""What has fallen due; also what was used so far of open periods; all that has begun, as if it ended now."""
+
+
 def due_of(
     session: Session,
     payers: Sequence[Payer],
     *,
-    progressive: bool = False,
+    reach: Reach = "due",
     only: Collection[str] | None = None,
+    usage_until: datetime | None = None,
 ) -> dict[str, list[DueLine]]:
     """The lines that each customer is to be billed, by id; `only` these charges, if it is given.
 
-    `progressive` bills what has been used so far of periods that are still open, too.
+    Usage counts up to each payer's `at`; of all that has begun, up to `usage_until` or the period's end.
     """
     earlier = earlier_of(session, payers)
     wanted = [
@@ -90,19 +97,23 @@ def due_of(
         for payer in payers
         for one in billables_of(payer, payer.at)
         if only is None or one.identity in only
-        if _asked(payer, one, earlier.get(one.identity, ()), progressive=progressive)
+        if _asked(payer, one, earlier.get(one.identity, ()), reach)
     ]
-    usage = used_by(session, wanted, [payer.at for payer, _ in wanted])
+    whole = reach == "begun"
+    ends = [usage_until or one.service.end if whole else payer.at for payer, one in wanted]
+    usage = used_by(session, wanted, ends)
     due: dict[str, list[DueLine]] = {payer.customer.id: [] for payer in payers}
     for (payer, one), used in zip(wanted, usage, strict=True):
-        last = not one.metered or one.service.end <= payer.at
+        last = whole or not one.metered or one.service.end <= payer.at
         until = one.service.end if last else payer.at
         line = due_line(one, used, earlier.get(one.identity, ()), until=until, last=last)
         if line.first or line.rating.details:
             due[payer.customer.id].append(line)
     for payer in payers if only is None else ():
         due[payer.customer.id] += _gone(payer, earlier)
-    return {customer_id: lines for customer_id, lines in due.items() if not all(one.waits for one in lines)}
+    if reach != "due":
+        return due
+    return {id_: lines for id_, lines in due.items() if not all(line.waits for line in lines)}
 
 
 def earlier_of(session: Session, payers: Sequence[Payer]) -> Earlier:
@@ -123,12 +134,12 @@ def billables_of(payer: Payer, now: datetime) -> Iterable[Billable]:
     yield from (line.billable for line in payer.pending)
 
 
-def _asked(payer: Payer, one: Billable, earlier: Sequence[InvoiceLine], *, progressive: bool) -> bool:
+def _asked(payer: Payer, one: Billable, earlier: Sequence[InvoiceLine], reach: Reach) -> bool:
     """Whether there may be something to bill: it is due, it is taken early, or it may have changed since."""
     if any(line.last and line.released_at is None for line in earlier):
         return one.service.end > payer.at - LATE
-    if progressive and one.metered and one.service.start < payer.at:
-        return True
+    if reach == "begun" or (reach == "used" and one.metered and one.service.start < payer.at):
+        return one.service.start <= payer.at
     return collected_at(one.invoice_at, payer.profile.workflow) <= payer.at
 
 

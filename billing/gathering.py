@@ -12,12 +12,14 @@ from decimal import Decimal
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from billing.billable import DueLine
 from billing.customer import Customer, customers_by_id
+from billing.due import Payer, due_of, payers_of
 from billing.metered import Demand, usage_of
 from billing.pricing import NOTHING, Usage
 from billing.rating import DetailedLine, Rating, Totals, add_totals, rate
-from billing.subscriptions import Subscription, subscriptions_of
-from billing.timeline import Charge, charges
+from billing.subscriptions import Subscription
+from billing.timeline import Charge
 from catalog.features import Feature, features_by_id
 from catalog.price import FlatPrice
 from metering.period import Period
@@ -53,12 +55,12 @@ class GatheringLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatheringInvoice:
-    """All that one customer would pay: in one currency, which the first priced subscription settles."""
+    """All that one customer has yet to pay: in one currency, which the first priced subscription settles."""
 
     customer: Customer
     currency: str
     since: datetime
-    lines: tuple[GatheringLine, ...]
+    lines: tuple[DueLine, ...]
     totals: Totals
 
 
@@ -77,34 +79,28 @@ def gathering_customers(
 def gathering_invoices(
     session: Session, customers: Iterable[Customer], *, at: datetime, usage_until: datetime | None = None
 ) -> list[GatheringInvoice]:
-    """What each customer would pay for all that has begun by `at`; none without a subscription by then.
+    """What each customer would pay for all that has begun by `at` and is on no invoice yet, by id.
 
-    Usage counts up to `usage_until`; None counts all that is known of each period, events that a fast clock
-    dated ahead included.
+    None without a subscription by then. A period that is still open is priced as if it ended now: with all of
+    its minimum spend. Usage counts up to `usage_until`; None counts all that is known of each period, events
+    that a fast clock dated ahead included.
     """
-    by_id = {customer.id: customer for customer in customers}
-    signed: dict[str, list[Subscription]] = {}
-    for subscription in subscriptions_of(session, by_id):
-        if subscription.active_from <= at:
-            signed.setdefault(subscription.customer_id, []).append(subscription)
-    due = [
-        Due(customer=by_id[customer_id], charge=charge)
-        for customer_id in sorted(signed)
-        for subscription in signed[customer_id]
-        for charge in charges(subscription.contract, until=at)
-    ]
-    lines: dict[str, list[GatheringLine]] = {customer_id: [] for customer_id in sorted(signed)}
-    for one, line in zip(due, priced(session, due, usage_until=usage_until), strict=True):
-        lines[one.customer.id].append(line)
-    return [_invoice(by_id[id_], signed[id_], found) for id_, found in lines.items()]
+    payers = [payer for payer in payers_of(session, list(customers), {}, at) if _signed(payer)]
+    due = due_of(session, payers, reach="begun", usage_until=usage_until)
+    payers.sort(key=lambda payer: payer.customer.id)
+    return [_invoice(payer, due[payer.customer.id]) for payer in payers]
+
+
+def _signed(payer: Payer) -> list[Subscription]:
+    return [signed for signed in payer.subscriptions if signed.active_from <= payer.at]
 
 
 def priced(
     session: Session, due: Sequence[Due], *, usage_until: datetime | None = None
 ) -> list[GatheringLine]:
-    """A line for each, its usage as far as it is known and before `usage_until`.
+    """What each comes to as a whole, whatever was billed of it; an open period as if it ended now.
 
-    A period that is still open is priced as if it ended now: with all of its minimum spend.
+    Its usage counts as far as it is known, and before `usage_until`.
     """
     named = (one.charge.item.feature_id for one in due)
     features = features_by_id(session, {feature_id for feature_id in named if feature_id})
@@ -137,13 +133,12 @@ def _line(charge: Charge, features: Mapping[str, Feature], usage: Usage) -> Gath
     )
 
 
-def _invoice(
-    customer: Customer, subscriptions: Sequence[Subscription], lines: Sequence[GatheringLine]
-) -> GatheringInvoice:
+def _invoice(payer: Payer, lines: Sequence[DueLine]) -> GatheringInvoice:
+    signed = _signed(payer)
     return GatheringInvoice(
-        customer=customer,
-        currency=customer.currency or subscriptions[-1].currency,
-        since=subscriptions[0].created_at,
+        customer=payer.customer,
+        currency=payer.customer.currency or signed[-1].currency,
+        since=signed[0].created_at,
         lines=tuple(lines),
-        totals=add_totals(line.totals for line in lines),
+        totals=add_totals(line.rating.totals for line in lines),
     )

@@ -12,11 +12,12 @@ from sqlalchemy import ColumnElement, func, or_, select, true
 from sqlalchemy.orm import Session, selectinload
 
 from billing.customer import get_customer
-from billing.due import billables_of, payers_of
-from billing.invoice import Invoice, InvoiceNotFoundError, get_invoice
+from billing.due import Reach, billables_of, payers_of
+from billing.invoice import Invoice, InvoiceLine, InvoiceNotFoundError, get_invoice
 from billing.invoice_progress import advance, fire
 from billing.invoice_state import DELETABLE, EDITABLE, Trigger, after
 from billing.invoicing import collect, recompute
+from billing.pending import PendingLine
 from billing.subscriptions import Subscription
 from metering.errors import InvalidError, Issue
 
@@ -65,7 +66,8 @@ def invoice_now(
     split = payer.profile.workflow.invoicing.progressive_billing if progressive is None else progressive
     named = {one.line_id: one.identity for one in billables_of(payer, at)}
     only = {named[id_] for id_ in line_ids if id_ in named} if line_ids else None
-    drafts = collect(session, [customer], at={customer.id: at}, now=now, progressive=split, only=only)
+    reach: Reach = "used" if split else "due"
+    drafts = collect(session, [customer], at={customer.id: at}, now=now, reach=reach, only=only)
     if not drafts:
         message = "nothing is to be invoiced by then"
         raise InvalidError(message, Issue(code="invoice_create_no_lines", message=message, field="$"))
@@ -126,15 +128,19 @@ def void_invoice(
         wanted = (overrides or {}).get(line.id, action)
         if wanted.type == "pending":
             line.released_at = now
-            _bill_again(session, line.subscription_id, wanted.next_invoice_at or now)
+            _bill_again(session, line, wanted.next_invoice_at or now)
     session.flush()
     return invoice
 
 
-def _bill_again(session: Session, subscription_id: str | None, at: datetime) -> None:
-    subscription = session.get(Subscription, subscription_id) if subscription_id else None
-    if subscription is not None:
-        subscription.next_billing_at = min(at, subscription.next_billing_at or at)
+def _bill_again(session: Session, line: InvoiceLine, at: datetime) -> None:
+    charged: Subscription | PendingLine | None
+    if line.subscription_id:
+        charged = session.get(Subscription, line.subscription_id)
+    else:
+        charged = session.get(PendingLine, line.identity.partition("/")[2])
+    if charged is not None:
+        charged.next_billing_at = min(at, charged.next_billing_at or at)
 
 
 def refresh_drafts(session: Session, customer_id: str, *, now: datetime) -> None:

@@ -15,6 +15,7 @@ from billing.billable import DueLine, due_line, taken_back, wire_of
 from billing.customer import Customer, customers_by_id
 from billing.due import (
     Payer,
+    Reach,
     billable_of,
     billables_of,
     collected_at,
@@ -40,15 +41,15 @@ def collect(
     *,
     at: Mapping[str, datetime] = MappingProxyType({}),
     now: datetime,
-    progressive: bool = False,
+    reach: Reach = "due",
     only: Collection[str] | None = None,
 ) -> list[Invoice]:
     """Make a draft, in each currency, of all that is due from a customer by its `at`, or else by `now`.
 
-    `progressive` and `only` as for due_of.
+    `reach` and `only` as for due_of.
     """
     payers = payers_of(session, customers, at, now)
-    due = due_of(session, payers, progressive=progressive, only=only)
+    due = due_of(session, payers, reach=reach, only=only)
     drafts = [
         _draft(payer, currency, lines, now)
         for payer in payers

@@ -18,6 +18,7 @@ from billing.pricing import Group, Usage
 from billing.rating import Terms
 from catalog.price import FlatPrice
 from catalog.rate_card import UsageBasedRateCard
+from metering.event import Event
 from metering.events import VoidedEvent
 from metering.ids import event_key, new_id
 from tests import reference_rating
@@ -111,7 +112,7 @@ def happen(session: Session, customer: Customer, usage: list[Sent], invoiced_ear
         bill_until(session, when)
         if what is None:
             invoice_now(session, customer, when)
-        elif hasattr(what, "source"):
+        elif isinstance(what, Event):
             store(session, what)
         else:
             session.add(VoidedEvent(key=what, correction_id=new_id(when), voided_at=when))
@@ -121,7 +122,7 @@ def happen(session: Session, customer: Customer, usage: list[Sent], invoiced_ear
 
 def invoice_now(session: Session, customer: Customer, now: datetime) -> None:
     locked = get_customer(session, customer.id, lock=True)
-    advance(session, collect(session, [locked], now=now, progressive=True), now=now)
+    advance(session, collect(session, [locked], now=now, reach="used"), now=now)
 
 
 def billed(session: Session) -> dict[datetime, Decimal]:

@@ -10,9 +10,10 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
+from billing.billable import DueLine
 from billing.customer import Customer, get_customer
 from billing.customer_changes import CustomerDetails, update_customer
-from billing.gathering import GatheringInvoice, GatheringLine, gathering_customers, gathering_invoices
+from billing.gathering import GatheringInvoice, gathering_customers, gathering_invoices
 from billing.subscriptions import Subscription
 from catalog.features import archive_feature, delete_meter, get_feature
 from catalog.money import round_money
@@ -159,7 +160,7 @@ def test_three_consumers_of_two_providers_and_three_models_are_billed_to_the_tok
             for feature in PRICES
         ]
         usage = [line for line in invoice.lines if line.quantity is not None]
-        assert [(line.charge.item.key, line.quantity, line.totals.total) for line in usage] == by_hand
+        assert [(line.billable.rate_card.key, line.quantity, line.totals.total) for line in usage] == by_hand
         seats = [line.totals.total for line in invoice.lines if line.quantity is None]
         assert seats == [Decimal("10.70"), Decimal("20.00")]
         assert invoice.totals.total == sum(amount for *_, amount in by_hand) + Decimal("30.70")
@@ -172,10 +173,10 @@ def test_the_lines_come_by_period_and_as_the_plan_lists_them(session: Session) -
     customer = a_customer(session, "s")
     signed = sign_up(session, customer, a_plan(session, phase(per_unit(), fee("5"))))
     invoice = preview(session, customer, when=NEXT_MONTH)
-    assert [line.charge.item.key for line in invoice.lines] == ["tokens", "seat"] * 2
-    assert [line.charge.period.start for line in invoice.lines] == [START, START, NEXT_MONTH, NEXT_MONTH]
-    assert [line.feature for line in invoice.lines] == [feature, None] * 2
-    assert {line.charge.subscription_id for line in invoice.lines} == {signed.id}
+    assert [line.billable.rate_card.key for line in invoice.lines] == ["tokens", "seat"] * 2
+    assert [line.period.start for line in invoice.lines] == [START, START, NEXT_MONTH, NEXT_MONTH]
+    assert [line.billable.feature_id for line in invoice.lines] == [feature.id, None] * 2
+    assert {line.billable.subscription_id for line in invoice.lines} == {signed.id}
 
 
 # --- whose usage -------------------------------------------------------------------------------------------
@@ -523,8 +524,8 @@ def test_asking_twice_answers_the_same(session: Session) -> None:
     assert [told(line) for line in preview(session, customer).lines] == first
 
 
-def told(line: GatheringLine) -> tuple[tuple[str, ...], object]:
-    return line.charge.identity, line.details
+def told(line: DueLine) -> tuple[str, object]:
+    return line.billable.identity, line.details
 
 
 # --- prices that ask for more than a quantity --------------------------------------------------------------

@@ -25,7 +25,7 @@ from billing.unbilled import (
     count_unbilled,
     list_unbilled,
 )
-from catalog.features import Feature
+from catalog.features import Feature, features_by_id
 from catalog.plans import Plan
 from catalog.rate_card import RateCard
 from metering.event import Event
@@ -346,11 +346,13 @@ def test_an_event_is_billed_by_an_item_just_when_the_invoice_counts_it_there(
         )
         invoiced: Counter[str | None] = Counter()
         customers = customers_by_id(session, CUSTOMERS).values()
-        for invoice in gathering_invoices(session, customers, at=BORDERS[-1] + timedelta(days=40)):
-            for line in invoice.lines:
-                meter = line.feature.meter if line.feature else None
-                if meter is not None and meter.aggregation == "COUNT" and line.quantity:
-                    invoiced[line.charge.item.id] += int(line.quantity)
+        invoices = gathering_invoices(session, customers, at=BORDERS[-1] + timedelta(days=40))
+        lines = [line for invoice in invoices for line in invoice.lines]
+        features = features_by_id(session, [line.billable.feature_id or "" for line in lines])
+        for line in lines:
+            feature = features.get(line.billable.feature_id or "")
+            if feature and feature.meter and feature.meter.aggregation == "COUNT" and line.quantity:
+                invoiced[line.billable.item_id] += int(line.quantity)
         assert invoiced == billed
         savepoint.rollback()
     session.delete(plan)

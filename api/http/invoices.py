@@ -28,9 +28,9 @@ from api.http.invoice_body import (
     totals_body,
 )
 from api.http.session import Now, Snapshot
+from billing.billable import Billable, DueLine
 from billing.customer import get_customer
-from billing.gathering import GatheringInvoice, GatheringLine, gathering_customers, gathering_invoices
-from billing.timeline import Charge
+from billing.gathering import GatheringInvoice, gathering_customers, gathering_invoices
 from metering.errors import InvalidError, Issue, NotFoundError
 from metering.ids import derived_id
 
@@ -46,41 +46,42 @@ class InvoicePage(Page):
     items: list[InvoiceBody]
 
 
-def _line(line: GatheringLine, now: datetime) -> LineBody:
-    charge, card = line.charge, line.charge.item.rate_card
-    terms = charge.terms
+def _line(line: DueLine, now: datetime) -> LineBody:
+    one, card = line.billable, line.billable.rate_card
     return line_body(
         RatedLine(
-            identity=charge.identity,
+            identity=tuple(one.identity.split("/")),
             name=card.name,
             description=card.description,
             metadata=card.metadata,
-            managed_by="subscription",
-            currency=charge.currency,
-            created_at=charge.period.start,
+            managed_by=one.managed_by,
+            currency=one.currency,
+            created_at=one.service.start,
             updated_at=now,
-            period=charge.period,
-            invoice_at=charge.invoice_at,
+            period=line.period,
+            invoice_at=one.invoice_at,
             rate_card=UsageBasedRateCard(
                 feature_key=card.feature_key,
                 tax_config=card.tax_config,
-                price=charge.price,
-                discounts=BillingDiscounts.of(terms.discounts),
-                unit_config=terms.unit_config,
+                price=one.price,
+                discounts=BillingDiscounts.of(one.terms.discounts),
+                unit_config=one.terms.unit_config,
             ),
-            metered=line.quantity,
+            metered=None if line.usage is None else line.usage.quantity,
             rating=line.rating,
-            subscription=_source(charge),
+            subscription=_source(one),
         )
     )
 
 
-def _source(charge: Charge) -> LineSubscription:
+def _source(one: Billable) -> LineSubscription | None:
+    if one.subscription_id is None or one.phase_id is None or one.item_id is None:
+        return None
     return LineSubscription(
-        subscription=Reference(id=charge.subscription_id),
-        phase=Reference(id=charge.item.phase_id),
-        item=Reference(id=charge.item.id),
-        billing_period=period_body(charge.billing_period),
+        subscription=Reference(id=one.subscription_id),
+        phase=Reference(id=one.phase_id),
+        item=Reference(id=one.item_id),
+        billing_period=period_body(one.billing),
     )
 
 
@@ -101,7 +102,7 @@ def _body(invoice: GatheringInvoice, now: datetime, *, lines: bool) -> InvoiceBo
         workflow=Workflow(),
     )
     if invoice.lines:
-        body["period"] = span(line.charge.period for line in invoice.lines)
+        body["period"] = span(line.period for line in invoice.lines)
     if lines:
         body["lines"] = [_line(line, now) for line in invoice.lines]
     return body
