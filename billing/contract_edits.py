@@ -199,7 +199,7 @@ def _versions(own: Sequence[SpecItem], at: datetime, sales: Sequence[Sale]) -> I
     waiting = list(sales)
     for item in own:
         goes_on = waiting and waiting[0].start == at and waiting[0].is_like(item)
-        if item.start < at and not item.ended_by(at) and goes_on:
+        if item.start < at and (item.end is None or item.end >= at) and goes_on:
             yield replace(item, end=waiting.pop(0).end)
         elif item.start < at:
             yield replace(item, end=_earlier(item.end, at))
