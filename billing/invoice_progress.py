@@ -9,11 +9,11 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from billing.app import SANDBOX_WISH
 from billing.invoice import Invoice
 from billing.invoice_state import OPEN, TRANSITIONS, Status, Trigger, actions_of, after
 from billing.invoicing import recompute
 from billing.numbering import final_numbers, prefix_of
+from billing.provider import GIVEN_NUMBER, provider_of
 from billing.workflow import duration_of
 from metering.errors import InvalidError, Issue
 
@@ -41,7 +41,7 @@ def advance(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> 
 def _moving(invoices: Sequence[Invoice], now: datetime) -> dict[Status, list[Invoice]]:
     moving: dict[Status, list[Invoice]] = {}
     for invoice in invoices:
-        following = after(invoice.status, invoice.facts(now, synced=_synced(invoice)))
+        following = after(invoice.status, invoice.facts(now, synced=provider_of(invoice).confirmed(invoice)))
         if following is not None:
             moving.setdefault(following, []).append(invoice)
     return moving
@@ -87,39 +87,46 @@ def _snapshot(session: Session, invoices: Sequence[Invoice], now: datetime) -> N
         invoice.quantity_snapshotted_at = now
 
 
-def _finalize(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+def _upsert_draft(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    for invoice in invoices:
+        provider_of(invoice).upsert_draft(session, invoice, now=now)
+
+
+def _issue(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
     """From here on nothing of it changes. What gives more back than it charges is a credit note."""
     for invoice in invoices:
         invoice.type = "credit_note" if invoice.totals.total < 0 else "standard"
+        invoice.issued_at = now
+        due_after = duration_of(invoice.workflow.invoicing.due_after)
+        invoice.due_at = due_after.after(now).replace(microsecond=0)
+    unnumbered = [invoice for invoice in invoices if GIVEN_NUMBER not in invoice.external_ids]
     for kind, (scope, letters) in _SEQUENCES.items():
-        some = [invoice for invoice in invoices if invoice.type == kind]
+        some = [invoice for invoice in unnumbered if invoice.type == kind]
         for invoice, number in zip(some, final_numbers(session, scope, len(some)), strict=True):
             invoice.number = f"{letters}-{prefix_of(invoice.customer.name or '')}-{number}"
-            invoice.issued_at = now
-            due_after = duration_of(invoice.workflow.invoicing.due_after)
-            invoice.due_at = due_after.after(now).replace(microsecond=0)
 
 
 _SEQUENCES = {"standard": ("invoices", "INV"), "credit_note": ("credit_notes", "CN")}
 
 
-def _ask_for_payment(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
-    """The sandbox pays at once, or does what the metadata says. Where nothing is to be paid, that is paid."""
+def _finalize(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
     for invoice in invoices:
-        wish = "paid" if invoice.totals.total <= 0 else None
-        if wish is None and invoice.app.type == "sandbox":
-            wish = (invoice.metadata_ or {}).get(SANDBOX_WISH, "paid")
-        if wish in _WISHES:
-            invoice.status = TRANSITIONS[invoice.status, _WISHES[wish]]
+        provider_of(invoice).finalize(session, invoice, now=now)
+
+
+def _ask_for_payment(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    """Where nothing is to be paid, that is paid, whoever would collect it."""
+    for invoice in invoices:
+        owed = invoice.totals.total > 0
+        told = provider_of(invoice).collect_payment(session, invoice, now=now) if owed else "paid"
+        if told is not None:
+            invoice.status = TRANSITIONS[invoice.status, told]
             invoice.updated_at = now
 
 
-_WISHES: Mapping[str | None, Trigger] = {
-    "paid": "paid",
-    "failed": "payment_failed",
-    "uncollectible": "payment_uncollectible",
-    "action_required": "action_required",
-}
+def _take_back(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    for invoice in invoices:
+        provider_of(invoice).delete(session, invoice, now=now)
 
 
 def _delete(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
@@ -129,17 +136,10 @@ def _delete(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
 
 _ENTERED: Mapping[Status, Callable[[Session, Sequence[Invoice], datetime], None]] = {
     "draft.collecting": _snapshot,
-    "issuing.line_finalization": _finalize,
+    "draft.syncing": _upsert_draft,
+    "issuing.line_finalization": _issue,
+    "issuing.syncing": _finalize,
     "payment_processing.pending": _ask_for_payment,
+    "delete.syncing": _take_back,
     "deleted": _delete,
 }
-
-
-def _synced(invoice: Invoice) -> bool:
-    """Whether its app has confirmed what it was given."""
-    match invoice.status:
-        case "draft.syncing":
-            return not invoice.app.draft_sync_hook or "draft-synced-at" in invoice.external_ids
-        case "issuing.syncing":
-            return not invoice.app.issuing_sync_hook or "finalized-at" in invoice.external_ids
-    return True
