@@ -4,6 +4,7 @@ Live usage goes through the one rater over the contract's timeline, so the previ
 be issued can't disagree.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,20 +12,33 @@ from decimal import Decimal
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
+from ulid import ULID
 
 from billing.billable import DueLine
 from billing.customer import Customer, customers_by_id
 from billing.due import Payer, due_of, payers_of
 from billing.metered import Demand, usage_of
 from billing.pricing import NOTHING, Usage
+from billing.profile import BillingProfile
 from billing.rating import DetailedLine, Rating, Totals, add_totals, rate
 from billing.subscriptions import Subscription
 from billing.timeline import Charge
 from catalog.features import Feature, features_by_id
+from catalog.money import currencies
 from catalog.price import FlatPrice
+from metering.ids import is_ulid
 from metering.period import Period
 
-__all__ = ["Due", "GatheringInvoice", "GatheringLine", "gathering_customers", "gathering_invoices", "priced"]
+__all__ = [
+    "Due",
+    "GatheringInvoice",
+    "GatheringLine",
+    "customer_of_gathering",
+    "gathering_customers",
+    "gathering_id",
+    "gathering_invoices",
+    "priced",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +72,27 @@ class GatheringInvoice:
     """All that one customer has yet to pay: in one currency, which the first priced subscription settles."""
 
     customer: Customer
+    profile: BillingProfile
     currency: str
     since: datetime
     lines: tuple[DueLine, ...]
     totals: Totals
+
+
+def gathering_id(customer_id: str, currency: str) -> str:
+    """The id of the gathering invoice: the customer's, with the currency folded into its random part."""
+    folded = ULID.from_str(customer_id).bytes
+    mask = hashlib.blake2b(f"gathering/{currency}".encode(), digest_size=10).digest()
+    return str(ULID(folded[:6] + bytes(a ^ b for a, b in zip(folded[6:], mask, strict=True))))
+
+
+def customer_of_gathering(session: Session, invoice_id: str) -> Customer | None:
+    """Whose gathering invoice has this id."""
+    if not is_ulid(invoice_id):
+        return None
+    ids = {gathering_id(invoice_id, currency): currency for currency in currencies()}
+    found = customers_by_id(session, ids).values()
+    return next((one for one in found if one.currency in (None, ids[one.id])), None)
 
 
 def gathering_customers(
@@ -137,6 +168,7 @@ def _invoice(payer: Payer, lines: Sequence[DueLine]) -> GatheringInvoice:
     signed = _signed(payer)
     return GatheringInvoice(
         customer=payer.customer,
+        profile=payer.profile,
         currency=payer.customer.currency or signed[-1].currency,
         since=signed[0].created_at,
         lines=tuple(lines),

@@ -9,13 +9,19 @@ from babel.numbers import list_currencies
 
 from metering.exact import EXACT
 
-__all__ = ["is_currency", "minor_digits", "round_money"]
+__all__ = ["currencies", "is_currency", "minor_digits", "round_money"]
 
 
 @cache
 def is_currency(code: str) -> bool:
     """Whether `code` is a currency of ISO 4217, such as USD; withdrawn ones and test codes are not."""
     return code in list_currencies("en") and code in _in_use()
+
+
+@cache
+def currencies() -> tuple[str, ...]:
+    """Those of ISO 4217 that are in use."""
+    return tuple(sorted(code for code in list_currencies("en") if code in _in_use()))
 
 
 @cache

@@ -24,6 +24,7 @@ from typing_extensions import TypedDict
 from api.http.body import Body, Metadata, decimal_text, present
 from billing.customer import Address, Customer
 from billing.rating import AmountDiscount, DetailedLine, Rating, Totals
+from billing.workflow import Workflow
 from catalog.discount import Discounts, PercentageDiscount, UsageDiscount
 from catalog.money import minor_digits
 from catalog.price import FlatPrice, PaymentTerm, Price
@@ -34,8 +35,14 @@ from metering.period import Period
 from metering.wire import WIRE, Number, Numeric
 
 __all__ = [
+    "ActionDetails",
+    "AppReferences",
     "BillingDiscounts",
+    "ExternalIds",
     "InvoiceBody",
+    "InvoiceCustomer",
+    "InvoiceStatus",
+    "InvoiceWorkflow",
     "LineBody",
     "LineSubscription",
     "Party",
@@ -44,8 +51,9 @@ __all__ = [
     "Reference",
     "StatusDetails",
     "Ulid",
+    "UsageAttributionBody",
     "UsageBasedRateCard",
-    "Workflow",
+    "ValidationIssueBody",
     "customer_body",
     "invoice_response",
     "line_body",
@@ -261,10 +269,15 @@ class LineBody(TypedDict):
 # -- Invoices ------------------------------------------------------------------------------------------------
 
 
+class TaxIdentityBody(Body):
+    code: str | None = None
+
+
 class Party(Body):
     id: str | None = None
     key: str | None = None
     name: str | None = None
+    tax_id: TaxIdentityBody | None = None
     addresses: list[Address] | None = None
 
 
@@ -276,33 +289,94 @@ class InvoiceCustomer(Party):
     usage_attribution: UsageAttributionBody
 
 
+class ActionDetails(Body):
+    """Where the action leads; a gathering invoice's leads to another invoice, and says nothing."""
+
+    resulting_state: str | None = None
+
+
 class StatusDetails(Body):
+    """`immutable`: nothing of it can be changed any more. Each available action by its name."""
+
     immutable: bool = False
     failed: bool = False
-    extended_status: Literal["gathering", "draft.created"]
-    available_actions: dict[str, str] = Field(default_factory=dict)
+    extended_status: str
+    available_actions: dict[str, ActionDetails] = Field(default_factory=dict)
 
 
-class Workflow(Body):
-    source_billing_profile_id: str = derived_id("billing-profile", "default")
-    workflow: dict[str, str] = Field(default_factory=dict)
+class AppReferences(Body):
+    """The one app that does all three."""
+
+    tax: Reference
+    invoicing: Reference
+    payment: Reference
+
+
+class InvoiceWorkflow(Body):
+    source_billing_profile_id: str
+    workflow: Workflow
+    apps: AppReferences | None = None
+
+
+class ValidationIssueBody(Body):
+    id: str
+    created_at: datetime
+    updated_at: datetime
+    severity: Literal["critical", "warning"]
+    component: str
+    code: str | None = None
+    field: str | None = None
+    message: str
+
+
+class ExternalIds(Body):
+    invoicing: str | None = None
+    tax: str | None = None
+    payment: str | None = None
+
+
+InvoiceStatus = Literal[
+    "gathering",
+    "draft",
+    "issuing",
+    "issued",
+    "payment_processing",
+    "overdue",
+    "paid",
+    "uncollectible",
+    "voided",
+    "delete",
+    "deleted",
+]
 
 
 @with_config(WIRE)
 class InvoiceBody(TypedDict):
     id: str
-    type: Literal["standard"]
+    type: Literal["standard", "credit_note"]
+    description: NotRequired[str]
+    metadata: NotRequired[Metadata]
     created_at: datetime
     updated_at: datetime
+    deleted_at: NotRequired[datetime]
     supplier: Party
     customer: InvoiceCustomer
     number: str
     currency: str
     totals: TotalsBody
-    status: Literal["gathering", "draft"]
+    status: InvoiceStatus
     status_details: StatusDetails
+    issued_at: NotRequired[datetime]
+    draft_until: NotRequired[datetime]
+    quantity_snapshoted_at: NotRequired[datetime]
+    collection_at: NotRequired[datetime]
+    due_at: NotRequired[datetime]
+    voided_at: NotRequired[datetime]
+    sent_to_customer_at: NotRequired[datetime]
     period: NotRequired[PeriodBody]
-    workflow: Workflow
+    workflow: InvoiceWorkflow
+    validation_issues: NotRequired[list[ValidationIssueBody]]
+    external_ids: NotRequired[ExternalIds]
     lines: NotRequired[list[LineBody]]
 
 

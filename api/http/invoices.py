@@ -1,43 +1,29 @@
 """Invoices: /api/v1/billing/invoices in OpenMeter's shape, and our own preview of one customer's.
 
-Until invoices are issued there is one kind: the gathering invoice, computed on the spot.
+A gathering invoice, what is not billed yet, is computed whenever it is asked for; the others are stored.
 """
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
+from sqlalchemy.orm import Session
 
 from api.http.auth import reader
 from api.http.body import ExactRoute, Instant, Page, PageNumber, PageSize, page_of
-from api.http.invoice_body import (
-    BillingDiscounts,
-    InvoiceBody,
-    LineBody,
-    LineSubscription,
-    Party,
-    RatedLine,
-    Reference,
-    StatusDetails,
-    UsageBasedRateCard,
-    Workflow,
-    customer_body,
-    line_body,
-    period_body,
-    span,
-    totals_body,
-)
+from api.http.invoice_body import InvoiceBody, InvoiceStatus
 from api.http.session import Now, Snapshot
-from billing.billable import Billable, DueLine
-from billing.customer import get_customer
-from billing.gathering import GatheringInvoice, gathering_customers, gathering_invoices
+from api.http.stored_invoice import gathering_body, invoice_body
+from billing.customer import customers_by_id, get_customer
+from billing.gathering import customer_of_gathering, gathering_customers, gathering_invoices
+from billing.invoice import Invoice, InvoiceNotFoundError, get_invoice
+from billing.invoice_actions import InvoiceFilter, InvoiceOrder, list_invoices
 from metering.errors import InvalidError, Issue, NotFoundError
-from metering.ids import derived_id
 
-__all__ = ["router"]
+__all__ = ["Expand", "bodies_of", "router"]
 
 router = APIRouter(prefix="/api/v1", tags=["Invoices"], route_class=ExactRoute)
-
 
 FURTHEST_AHEAD = timedelta(days=2 * 365)
 
@@ -46,80 +32,16 @@ class InvoicePage(Page):
     items: list[InvoiceBody]
 
 
-def _line(line: DueLine, now: datetime) -> LineBody:
-    one, card = line.billable, line.billable.rate_card
-    return line_body(
-        RatedLine(
-            identity=tuple(one.identity.split("/")),
-            name=card.name,
-            description=card.description,
-            metadata=card.metadata,
-            managed_by=one.managed_by,
-            currency=one.currency,
-            created_at=one.service.start,
-            updated_at=now,
-            period=line.period,
-            invoice_at=one.invoice_at,
-            rate_card=UsageBasedRateCard(
-                feature_key=card.feature_key,
-                tax_config=card.tax_config,
-                price=one.price,
-                discounts=BillingDiscounts.of(one.terms.discounts),
-                unit_config=one.terms.unit_config,
-            ),
-            metered=None if line.usage is None else line.usage.quantity,
-            rating=line.rating,
-            subscription=_source(one),
-        )
-    )
-
-
-def _source(one: Billable) -> LineSubscription | None:
-    if one.subscription_id is None or one.phase_id is None or one.item_id is None:
-        return None
-    return LineSubscription(
-        subscription=Reference(id=one.subscription_id),
-        phase=Reference(id=one.phase_id),
-        item=Reference(id=one.item_id),
-        billing_period=period_body(one.billing),
-    )
-
-
-def _body(invoice: GatheringInvoice, now: datetime, *, lines: bool) -> InvoiceBody:
-    customer = invoice.customer
-    body = InvoiceBody(
-        type="standard",
-        id=derived_id("gathering", customer.id, invoice.currency),
-        created_at=invoice.since,
-        updated_at=now,
-        supplier=Party(),
-        customer=customer_body(customer),
-        number=f"GATHER-{customer.id[-6:]}-{invoice.currency}",
-        currency=invoice.currency,
-        totals=totals_body(invoice.totals, invoice.currency),
-        status="gathering",
-        status_details=StatusDetails(extended_status="gathering"),
-        workflow=Workflow(),
-    )
-    if invoice.lines:
-        body["period"] = span(line.period for line in invoice.lines)
-    if lines:
-        body["lines"] = [_line(line, now) for line in invoice.lines]
-    return body
-
-
 Expand = Literal["lines", "preceding", "workflow.apps"]
-InvoiceStatus = Literal[
-    "gathering",
-    "draft",
-    "issuing",
-    "issued",
-    "payment_processing",
-    "overdue",
-    "paid",
-    "uncollectible",
-    "voided",
-]
+OrderBy = Literal["customer.name", "issuedAt", "status", "createdAt", "updatedAt", "periodStart"]
+_ORDER: dict[OrderBy, InvoiceOrder] = {
+    "customer.name": "customer",
+    "issuedAt": "issued_at",
+    "status": "status",
+    "createdAt": "created_at",
+    "updatedAt": "updated_at",
+    "periodStart": "period_start",
+}
 
 
 @router.get("/billing/invoices", operation_id="listInvoices", dependencies=[reader])
@@ -128,20 +50,83 @@ def list_all(
     session: Snapshot,
     now: Now,
     statuses: Annotated[list[InvoiceStatus] | None, Query()] = None,
+    extended_statuses: Annotated[list[str] | None, Query(alias="extendedStatuses")] = None,
     customers: Annotated[list[str] | None, Query()] = None,
+    issued_after: Annotated[Instant | None, Query(alias="issuedAfter")] = None,
+    issued_before: Annotated[Instant | None, Query(alias="issuedBefore")] = None,
+    created_after: Annotated[Instant | None, Query(alias="createdAfter")] = None,
+    created_before: Annotated[Instant | None, Query(alias="createdBefore")] = None,
+    period_start_after: Annotated[Instant | None, Query(alias="periodStartAfter")] = None,
+    period_start_before: Annotated[Instant | None, Query(alias="periodStartBefore")] = None,
+    include_deleted: Annotated[bool, Query(alias="includeDeleted")] = False,
     expand: Annotated[list[Expand] | None, Query()] = None,
+    order: Literal["ASC", "DESC"] = "DESC",
+    order_by: Annotated[OrderBy, Query(alias="orderBy")] = "createdAt",
     page: PageNumber = 1,
     page_size: PageSize = 100,
 ) -> InvoicePage:
-    """Gathering invoices, priced as of now."""
-    if statuses and "gathering" not in statuses:
-        return InvoicePage(total_count=0, page=page, page_size=page_size, items=[])
-    found, count = gathering_customers(
-        session, customer_ids=customers or (), at=now, **page_of(page, page_size)
+    """Stored invoices, the newest first; gathering ones, priced as of now, come before them."""
+    wanted = InvoiceFilter(
+        customers=customers or (),
+        statuses=statuses or (),
+        extended_statuses=extended_statuses or (),
+        issued_after=issued_after,
+        issued_before=issued_before,
+        created_after=created_after,
+        created_before=created_before,
+        period_start_after=period_start_after,
+        period_start_before=period_start_before,
+        include_deleted=include_deleted,
     )
-    invoices = gathering_invoices(session, found, at=now)
-    items = [_body(invoice, now, lines="lines" in (expand or ())) for invoice in invoices]
-    return InvoicePage(total_count=count, page=page, page_size=page_size, items=items)
+    lines = "lines" in (expand or ())
+    place = page_of(page, page_size)
+    items, ahead = _gathering(session, wanted, now, lines=lines, **place)
+    rest = {"offset": max(0, place["offset"] - ahead), "limit": page_size - len(items)}
+    found, count = list_invoices(
+        session, wanted, order_by=_ORDER[order_by], descending=order == "DESC", **rest
+    )
+    items += bodies_of(session, found, now, lines=lines)
+    return InvoicePage(total_count=ahead + count, page=page, page_size=page_size, items=items)
+
+
+def _gathering(
+    session: Session, wanted: InvoiceFilter, now: datetime, *, lines: bool, offset: int, limit: int
+) -> tuple[list[InvoiceBody], int]:
+    """Those of one page, and how many there are; none when something else is asked for."""
+    if not wanted.gathering:
+        return [], 0
+    found, count = gathering_customers(
+        session, customer_ids=list(wanted.customers), at=now, offset=offset, limit=limit
+    )
+    return [
+        gathering_body(one, now, lines=lines) for one in gathering_invoices(session, found, at=now)
+    ], count
+
+
+def bodies_of(
+    session: Session, invoices: Sequence[Invoice], now: datetime, *, lines: bool
+) -> list[InvoiceBody]:
+    customers = customers_by_id(session, {invoice.customer_id for invoice in invoices})
+    return [invoice_body(invoice, customers, now, lines=lines) for invoice in invoices]
+
+
+@router.get("/billing/invoices/{invoiceId}", operation_id="getInvoice", dependencies=[reader])
+def get(
+    session: Snapshot,
+    now: Now,
+    invoiceId: str,  # noqa: N803  the wire's name
+    expand: Annotated[list[Expand] | None, Query()] = None,
+    include_deleted_lines: Annotated[bool, Query(alias="includeDeletedLines")] = False,  # noqa: ARG001
+) -> InvoiceBody:
+    """A stored invoice, or a customer's gathering one by the id it has in the list."""
+    lines = expand is None or "lines" in expand
+    try:
+        return bodies_of(session, [get_invoice(session, invoiceId)], now, lines=lines)[0]
+    except InvoiceNotFoundError:
+        customer = customer_of_gathering(session, invoiceId)
+        if customer is None or not (gathering := gathering_invoices(session, [customer], at=now)):
+            raise
+        return gathering_body(gathering[0], now, lines=lines)
 
 
 @router.get(
@@ -162,4 +147,4 @@ def preview(
     if not invoices:
         message = f"{customer.name!r} has no subscription by then, so there is nothing to bill"
         raise NotFoundError(message, Issue(code="no_subscription", message=message, field="$.at"))
-    return _body(invoices[0], now, lines=True)
+    return gathering_body(invoices[0], now, lines=True)

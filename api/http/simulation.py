@@ -18,12 +18,10 @@ from api.http.auth import reader
 from api.http.body import Body, ExactRoute, Instant, Metadata
 from api.http.invoice_body import (
     InvoiceBody,
-    Party,
     RatedLine,
     StatusDetails,
     Ulid,
     UsageBasedRateCard,
-    Workflow,
     customer_body,
     invoice_response,
     line_body,
@@ -31,7 +29,9 @@ from api.http.invoice_body import (
     totals_body,
 )
 from api.http.session import Now, Transaction
+from api.http.stored_invoice import party_body, workflow_body
 from billing.customer import Customer, get_customer
+from billing.profile import BillingProfile, profiles_of
 from billing.rating import NO_DISCOUNTS, Rating
 from billing.simulation import EventUsage, GroupUsage, InvalidSimulationError, SimulatedLine, simulate
 from catalog.price import Price
@@ -124,10 +124,13 @@ def simulate_invoice(
     customer.require_living()
     if issues := [issue for i, line in enumerate(body.lines) for issue in _contradictions(line, i)]:
         raise InvalidSimulationError(issues[0].message, *issues)
-    return invoice_response(_invoice(customer, body, now))
+    profile = profiles_of(session, [customer.id])[customer.id]
+    return invoice_response(_invoice(customer, profile, body, now))
 
 
-def _invoice(customer: Customer, body: InvoiceSimulationInput, now: datetime) -> InvoiceBody:
+def _invoice(
+    customer: Customer, profile: BillingProfile, body: InvoiceSimulationInput, now: datetime
+) -> InvoiceBody:
     cards = [_card(line) for line in body.lines]
     lines = [_simulated(line, card) for line, card in zip(body.lines, cards, strict=True)]
     found = simulate(currency=body.currency, lines=lines)
@@ -142,7 +145,7 @@ def _invoice(customer: Customer, body: InvoiceSimulationInput, now: datetime) ->
         id=derived_id(customer.id, "simulation"),
         created_at=now,
         updated_at=now,
-        supplier=Party(),
+        supplier=party_body(profile.supplier),
         customer=customer_body(customer),
         number=body.number or NUMBER,
         currency=body.currency,
@@ -150,7 +153,7 @@ def _invoice(customer: Customer, body: InvoiceSimulationInput, now: datetime) ->
         status="draft",
         status_details=StatusDetails(extended_status="draft.created"),
         period=span(line.period for line in rated),
-        workflow=Workflow(),
+        workflow=workflow_body(profile.id, profile.app_id, profile.workflow),
         lines=[line_body(line) for line in rated],
     )
 

@@ -1,0 +1,224 @@
+"""Invoices that are stored, gathering ones and simulated ones, each in OpenMeter's shape."""
+
+from collections.abc import Mapping
+from datetime import datetime
+
+from api.http.invoice_body import (
+    ActionDetails,
+    AppReferences,
+    BillingDiscounts,
+    ExternalIds,
+    InvoiceBody,
+    InvoiceCustomer,
+    InvoiceWorkflow,
+    LineBody,
+    LineSubscription,
+    Party,
+    RatedLine,
+    Reference,
+    StatusDetails,
+    UsageAttributionBody,
+    UsageBasedRateCard,
+    ValidationIssueBody,
+    customer_body,
+    line_body,
+    period_body,
+    span,
+    totals_body,
+)
+from billing.billable import DueLine, usage_from
+from billing.customer import Customer
+from billing.gathering import GatheringInvoice, gathering_id
+from billing.invoice import Invoice, InvoiceLine
+from billing.invoice_state import EDITABLE, FAILED, actions_of, short
+from billing.profile import Party as PartyValue
+from billing.rating import NO_DISCOUNTS, Rating
+from billing.workflow import Workflow
+from catalog.rate_card import RateCard
+from catalog.rate_card import UsageBasedRateCard as UsageCard
+from metering.period import Period
+
+__all__ = ["gathering_body", "invoice_body", "party_body", "workflow_body"]
+
+
+# -- Lines ---------------------------------------------------------------------------------------------------
+
+
+def _card(card: RateCard) -> UsageBasedRateCard:
+    return UsageBasedRateCard(
+        feature_key=card.feature_key,
+        tax_config=card.tax_config,
+        price=card.price,
+        discounts=BillingDiscounts.of(card.discounts or NO_DISCOUNTS),
+        unit_config=card.unit_config if isinstance(card, UsageCard) else None,
+    )
+
+
+def _due_line(line: DueLine, now: datetime) -> LineBody:
+    one, card = line.billable, line.billable.rate_card
+    return line_body(
+        RatedLine(
+            identity=tuple(one.identity.split("/")),
+            name=card.name,
+            description=card.description,
+            metadata=card.metadata,
+            managed_by=one.managed_by,
+            currency=one.currency,
+            created_at=one.service.start,
+            updated_at=now,
+            period=line.period,
+            invoice_at=one.invoice_at,
+            rate_card=_card(card),
+            metered=line.quantity,
+            rating=line.rating,
+            subscription=_source(one.subscription_id, one.phase_id, one.item_id, one.billing),
+        )
+    )
+
+
+def _source(
+    subscription_id: str | None, phase_id: str | None, item_id: str | None, billing: Period
+) -> LineSubscription | None:
+    if subscription_id is None or phase_id is None or item_id is None:
+        return None
+    return LineSubscription(
+        subscription=Reference(id=subscription_id),
+        phase=Reference(id=phase_id),
+        item=Reference(id=item_id),
+        billing_period=period_body(billing),
+    )
+
+
+def _stored_line(line: InvoiceLine, currency: str) -> LineBody:
+    rating = Rating(
+        details=line.details,
+        quantity=line.quantity,
+        quantity_before=line.quantity_before,
+        usage_discount=line.usage_discount,
+        usage_discount_before=line.usage_discount_before,
+    )
+    billing = Period(start=line.billing_start, end=line.billing_end)
+    body = line_body(
+        RatedLine(
+            identity=(line.identity, str(line.sequence)),
+            id=line.id,
+            name=line.name,
+            description=line.description,
+            metadata=line.metadata_,
+            managed_by="manual" if line.managed_by == "manual" else "subscription",
+            currency=currency,
+            created_at=line.created_at,
+            updated_at=line.updated_at,
+            period=line.period,
+            invoice_at=line.invoice_at,
+            rate_card=_card(line.rate_card),
+            metered=None if line.usage is None else usage_from(line.usage).quantity,
+            rating=rating,
+            subscription=_source(line.subscription_id, line.phase_id, line.item_id, billing),
+        )
+    )
+    body["totals"] = totals_body(line.totals, currency)
+    return body
+
+
+# -- Invoices ------------------------------------------------------------------------------------------------
+
+
+def gathering_body(invoice: GatheringInvoice, now: datetime, *, lines: bool) -> InvoiceBody:
+    customer, profile = invoice.customer, invoice.profile
+    body = InvoiceBody(
+        type="standard",
+        id=gathering_id(customer.id, invoice.currency),
+        created_at=invoice.since,
+        updated_at=now,
+        supplier=party_body(profile.supplier),
+        customer=customer_body(customer),
+        number=f"GATHER-{customer.id[-6:]}-{invoice.currency}",
+        currency=invoice.currency,
+        totals=totals_body(invoice.totals, invoice.currency),
+        status="gathering",
+        status_details=StatusDetails(
+            extended_status="gathering", available_actions={"invoice": ActionDetails()}
+        ),
+        workflow=workflow_body(profile.id, profile.app_id, profile.workflow),
+    )
+    if invoice.lines:
+        body["period"] = span(line.period for line in invoice.lines)
+    if lines:
+        body["lines"] = [_due_line(line, now) for line in invoice.lines]
+    return body
+
+
+def workflow_body(profile_id: str, app_id: str, workflow: Workflow) -> InvoiceWorkflow:
+    app = Reference(id=app_id)
+    return InvoiceWorkflow(
+        source_billing_profile_id=profile_id,
+        workflow=workflow,
+        apps=AppReferences(tax=app, invoicing=app, payment=app),
+    )
+
+
+def party_body(party: PartyValue) -> Party:
+    return Party.model_validate(party, from_attributes=True)
+
+
+def invoice_body(
+    invoice: Invoice, customers: Mapping[str, Customer], now: datetime, *, lines: bool
+) -> InvoiceBody:
+    """As it is stored; whose subjects its customer has is of today."""
+    facts = invoice.facts(now)
+    actions = {
+        name: ActionDetails(resulting_state=state)
+        for name, state in actions_of(invoice.status, facts).items()
+    }
+    subjects = customers[invoice.customer_id].subject_keys
+    body = InvoiceBody(
+        id=invoice.id,
+        type="credit_note" if invoice.type == "credit_note" else "standard",
+        created_at=invoice.created_at,
+        updated_at=invoice.updated_at,
+        supplier=party_body(invoice.supplier),
+        customer=InvoiceCustomer(
+            **party_body(invoice.customer).model_dump(),
+            usage_attribution=UsageAttributionBody(subject_keys=subjects),
+        ),
+        number=invoice.number,
+        currency=invoice.currency,
+        totals=totals_body(invoice.totals, invoice.currency),
+        status=short(invoice.status),  # type: ignore[typeddict-item]
+        status_details=StatusDetails(
+            immutable=invoice.status not in EDITABLE,
+            failed=invoice.status in FAILED,
+            extended_status=invoice.status,
+            available_actions={name: ActionDetails(resulting_state=to) for name, to in actions.items()},
+        ),
+        workflow=workflow_body(invoice.billing_profile_id, invoice.app_id, invoice.workflow),
+        validation_issues=[ValidationIssueBody(**issue) for issue in invoice.validation_issues],
+        external_ids=ExternalIds(
+            invoicing=invoice.external_ids.get("invoicing"), payment=invoice.external_ids.get("payment")
+        ),
+    )
+    _add_instants(body, invoice)
+    if invoice.description is not None:
+        body["description"] = invoice.description
+    if invoice.metadata_ is not None:
+        body["metadata"] = invoice.metadata_
+    if lines:
+        body["lines"] = [_stored_line(line, invoice.currency) for line in invoice.lines]
+    return body
+
+
+def _add_instants(body: InvoiceBody, invoice: Invoice) -> None:
+    found = {
+        "deleted_at": invoice.deleted_at,
+        "issued_at": invoice.issued_at,
+        "draft_until": invoice.draft_until,
+        "quantity_snapshoted_at": invoice.quantity_snapshotted_at,
+        "collection_at": invoice.collection_at,
+        "due_at": invoice.due_at,
+        "voided_at": invoice.voided_at,
+        "sent_to_customer_at": invoice.sent_to_customer_at,
+    }
+    body.update({name: at for name, at in found.items() if at is not None})  # type: ignore[typeddict-item]
+    if invoice.period_start is not None and invoice.period_end is not None:
+        body["period"] = period_body(Period(start=invoice.period_start, end=invoice.period_end))
