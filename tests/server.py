@@ -21,11 +21,11 @@ from typing import Any, Self
 import httpx
 
 ADMIN_KEY = "tg_test_admin"
-START_SECONDS = 60.0
+START_SECONDS = 180.0
 ROOT = Path(__file__).parent.parent
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for it to come true; fail when it does not."""
     deadline = time.monotonic() + seconds
     while not condition():
