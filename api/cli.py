@@ -1,4 +1,4 @@
-"""The command line: `tollgate serve | api | worker | migrate | keys | cubes | backtest | doctor | demo`."""
+"""The command line: `tollgate serve | api | worker | migrate | keys | cubes | catalog | doctor | ...`."""
 
 import sys
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from sqlalchemy.orm import Session
 
-from api import backtest_command, clock, cube_commands, demo, doctor, keys
+from api import backtest_command, catalog_commands, clock, cube_commands, demo, doctor, keys
 from api.logs import configure_logs
 from api.migrations import migrate as run_migrations
 from api.postgres import EmbeddedPostgresError
@@ -32,6 +32,8 @@ key_commands = typer.Typer(no_args_is_help=True, help="API keys: who may call th
 app.add_typer(key_commands, name="keys")
 cubes = typer.Typer(no_args_is_help=True, help="Usage cubes: what makes questions about usage fast.")
 app.add_typer(cubes, name="cubes")
+catalog = typer.Typer(no_args_is_help=True, help="The catalog as a file: features, add-ons and plans.")
+app.add_typer(catalog, name="catalog")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")]
 Port = Annotated[
@@ -181,6 +183,49 @@ def rebuild_cubes(data_dir: DataDir = None) -> None:
         run_migrations(engine)
         count = cube_commands.rebuild(engine, now=clock.now())
     print(f"Built {count} cubes.")
+
+
+Catalog = Annotated[Path, typer.Argument(metavar="FILE", help="The catalog, as YAML.")]
+Prune = Annotated[bool, typer.Option("--prune", help="Archive what is for sale and not in the file.")]
+
+
+@catalog.command(name="export")
+def export_catalog(
+    file: Annotated[Path | None, typer.Argument(help="Where to; standard output if none is named.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write what is for sale as YAML."""
+    with database(_settings(data_dir), share=True) as engine:
+        run_migrations(engine)
+        catalog_commands.export(engine, file)
+
+
+@catalog.command(name="plan")
+def plan_catalog(
+    file: Catalog,
+    prune: Prune = False,
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Status 2 if there are changes.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Show what apply would change, and change nothing."""
+    with database(_settings(data_dir), share=True) as engine:
+        run_migrations(engine)
+        changes = catalog_commands.plan(engine, file, prune=prune)
+    if changes and exit_code:
+        raise SystemExit(2)
+
+
+@catalog.command(name="apply")
+def apply_catalog(
+    file: Catalog,
+    prune: Prune = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Make the catalog what the file says, all of it or nothing; shows what changes, and asks."""
+    with database(_settings(data_dir), share=True) as engine:
+        run_migrations(engine)
+        catalog_commands.apply(engine, file, prune=prune, confirm=None if yes else catalog_commands.ask)
 
 
 @app.command(name="backtest")
