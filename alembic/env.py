@@ -9,8 +9,10 @@ import api.keys
 import billing.invoice
 import billing.numbering
 import billing.pending
+import billing.runs
 import billing.subscription_addons
 import billing.subscriptions
+import billing.test_clock
 import catalog.llm_prices
 import catalog.plans
 import metering.corrections
@@ -25,8 +27,10 @@ TABLES = (
     billing.invoice,
     billing.numbering,
     billing.pending,
+    billing.runs,
     billing.subscription_addons,
     billing.subscriptions,
+    billing.test_clock,
     catalog.llm_prices,
     catalog.plans,
     metering.corrections,

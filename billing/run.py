@@ -5,23 +5,27 @@ by locks on customers that others skip. So any number of workers share a run; wh
 never committed, and is found again. Who was down for a while catches up, each customer period by period.
 """
 
-from collections.abc import Collection, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
+from typing import Self
 
 import structlog
-from sqlalchemy import func, select, union, union_all
-from sqlalchemy.orm import Session, selectinload
+from sqlalchemy import ARRAY, CHAR, ColumnElement, all_, func, literal, select, union, union_all
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import InstrumentedAttribute, Session, selectinload
 
 from billing.customer import Customer
 from billing.invoice import Invoice
 from billing.invoice_progress import advance, fire
-from billing.invoice_state import OPEN
+from billing.invoice_state import OPEN, Status
 from billing.invoicing import collect
 from billing.pending import PendingLine
 from billing.subscriptions import Subscription
 
-__all__ = ["Outcome", "due_at", "run_portion"]
+__all__ = ["PORTION", "Billed", "Outcome", "due_at", "run_portion"]
 
 PORTION = 200
 """Customers in one transaction."""
@@ -31,24 +35,86 @@ CANDIDATES = 16 * PORTION
 log = structlog.get_logger()
 
 
+LONGEST_REASON = 500
+"""Characters of an error that are told; the log has all of it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Billed:
+    """An invoice as a portion left it. `lines`: how many, where it was made; `issued`: by this portion."""
+
+    id: str
+    customer_id: str
+    customer: str
+    currency: str
+    status: Status
+    total: Decimal
+    lines: int | None
+    issued: bool
+
+    @classmethod
+    def of(cls, invoice: Invoice, *, created: bool, issued: bool) -> Self:
+        return cls(
+            id=invoice.id,
+            customer_id=invoice.customer_id,
+            customer=invoice.customer.name or invoice.customer_id,
+            currency=invoice.currency,
+            status=invoice.status,
+            total=invoice.totals.total,
+            lines=len(invoice.lines) if created else None,
+            issued=issued,
+        )
+
+
 @dataclass(slots=True)
 class Outcome:
-    """What a portion did: ids of invoices, and why customers could not be billed, by id."""
+    """What a portion did: for whom, the invoices it made or moved, and why customers could not be billed."""
 
-    customers: int = 0
-    created: list[str] = field(default_factory=list)
-    moved: list[str] = field(default_factory=list)
+    customer_ids: list[str] = field(default_factory=list)
+    invoices: dict[str, Billed] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def customers(self) -> int:
+        return len(self.customer_ids)
+
+    @property
+    def created(self) -> int:
+        return sum(one.lines is not None for one in self.invoices.values())
+
+    @property
+    def issued(self) -> int:
+        return sum(one.issued for one in self.invoices.values())
+
+    @property
+    def paid(self) -> int:
+        """What is paid is not looked at again: so it was paid now."""
+        return sum(one.status == "paid" for one in self.invoices.values())
+
+    @property
+    def amounts(self) -> Mapping[str, Decimal]:
+        """Of what was issued, less what was credited, by currency."""
+        sums: dict[str, Decimal] = defaultdict(Decimal)
+        for one in self.invoices.values():
+            if one.issued:
+                sums[one.currency] += one.total
+        return sums
 
 
 def run_portion(
-    session: Session, *, now: datetime, skip: Collection[str] = (), limit: int = PORTION
+    session: Session,
+    *,
+    now: datetime,
+    skip: Collection[str] = (),
+    limit: int = PORTION,
+    wait: bool = False,
 ) -> Outcome:
     """Bill some of those for whom something is due; nothing was due for nobody. The caller commits.
 
     `skip`: who failed in this run already. One customer's failure is theirs alone, and is told.
+    `wait` for those for whom somebody works at the moment, instead of leaving them to him.
     """
-    return _attempt(session, _claim(session, now, skip, limit), now)
+    return _attempt(session, _claim(session, now, skip, limit, wait=wait), now)
 
 
 def _attempt(session: Session, customers: Sequence[Customer], now: datetime) -> Outcome:
@@ -57,61 +123,87 @@ def _attempt(session: Session, customers: Sequence[Customer], now: datetime) -> 
         with session.begin_nested():
             return _bill(session, customers, now)
     except Exception as error:  # whatever it is, the others are not to blame
+        if isinstance(error, DBAPIError) and error.connection_invalidated:
+            raise  # nor is any customer
         if len(customers) == 1:
             log.exception("customer_not_billed", customer_id=customers[0].id)
-            return Outcome(customers=1, failed={customers[0].id: f"{type(error).__name__}: {error}"})
+            return Outcome(customer_ids=[customers[0].id], failed={customers[0].id: _reason(error)})
     return _together([_attempt(session, [customer], now) for customer in customers])
+
+
+def _reason(error: Exception) -> str:
+    first, *_ = f"{type(error).__name__}: {error}".splitlines()
+    return first[:LONGEST_REASON]
 
 
 def _together(outcomes: Sequence[Outcome]) -> Outcome:
     whole = Outcome()
     for one in outcomes:
-        whole.customers += one.customers
-        whole.created += one.created
-        whole.moved += one.moved
+        whole.customer_ids += one.customer_ids
+        whole.invoices |= one.invoices
         whole.failed |= one.failed
     return whole
 
 
-def due_at(session: Session) -> datetime | None:
-    """When the next thing falls due."""
-    subscription = select(Subscription.next_billing_at).order_by(Subscription.next_billing_at).limit(1)
-    invoice = select(Invoice.next_action_at).order_by(Invoice.next_action_at).limit(1)
-    pending = select(PendingLine.next_billing_at).order_by(PendingLine.next_billing_at).limit(1)
-    earliest = (query.scalar_subquery() for query in (subscription, invoice, pending))
+def due_at(session: Session, *, skip: Collection[str] = ()) -> datetime | None:
+    """When the next thing falls due, for anybody but `skip`."""
+    earliest = (
+        select(due).where(due.is_not(None), _other_than(whose, skip)).order_by(due).limit(1).scalar_subquery()
+        for due, whose in _DUE
+    )
     found = session.execute(select(*earliest)).one()
     return min((at for at in found if at is not None), default=None)
 
 
-def _claim(session: Session, now: datetime, skip: Collection[str], limit: int) -> Sequence[Customer]:
+_DUE: Sequence[tuple[InstrumentedAttribute[datetime | None], InstrumentedAttribute[str]]] = (
+    (Subscription.next_billing_at, Subscription.customer_id),
+    (Invoice.next_action_at, Invoice.customer_id),
+    (PendingLine.next_billing_at, PendingLine.customer_id),
+)
+"""What falls due when, and whose it is."""
+
+
+def _other_than(customer_id: InstrumentedAttribute[str], skip: Collection[str]) -> ColumnElement[bool]:
+    """As one array: a statement can't have more than 65,535 parameters."""
+    return customer_id != all_(literal(list(skip), ARRAY(CHAR(26))))
+
+
+def _claim(
+    session: Session, now: datetime, skip: Collection[str], limit: int, *, wait: bool
+) -> Sequence[Customer]:
     """Customers for whom something is due and whom nobody else is working for, locked."""
-    signed = select(Subscription.customer_id).where(Subscription.next_billing_at <= now)
-    invoiced = select(Invoice.customer_id).where(Invoice.next_action_at <= now)
-    added = select(PendingLine.customer_id).where(PendingLine.next_billing_at <= now)
     due = union(
-        signed.order_by(Subscription.next_billing_at).limit(CANDIDATES),
-        invoiced.order_by(Invoice.next_action_at).limit(CANDIDATES),
-        added.order_by(PendingLine.next_billing_at).limit(CANDIDATES),
+        *(
+            select(whose).where(due <= now, _other_than(whose, skip)).order_by(due).limit(CANDIDATES)
+            for due, whose in _DUE
+        )
     )
-    claimed = select(Customer).where(Customer.id.in_(due), Customer.id.not_in(skip)).order_by(Customer.id)
+    claimed = select(Customer).where(Customer.id.in_(due)).order_by(Customer.id)
     claimed = claimed.options(selectinload(Customer.subjects)).limit(limit)
-    return session.scalars(claimed.with_for_update(of=Customer, skip_locked=True)).all()
+    return session.scalars(claimed.with_for_update(of=Customer, skip_locked=not wait)).all()
 
 
 def _bill(session: Session, customers: Sequence[Customer], now: datetime) -> Outcome:
     """Period by period: each round bills each customer at the next instant at which something was due."""
-    outcome = Outcome(customers=len(customers))
     by_id = {customer.id: customer for customer in customers}
+    made: list[Invoice] = []
     while at := _next(session, by_id, now):
         drafts = collect(session, [by_id[id_] for id_ in at], at=at, now=now)
         advance(session, drafts, now=now)
-        outcome.created += [draft.id for draft in drafts]
+        made += drafts
     waiting = _waiting(session, by_id, now)
+    issued = {invoice.id for invoice in waiting if invoice.issued_at}
     for invoice in waiting:
         if invoice.status in OPEN:
             fire(session, invoice, "payment_overdue", now=now)
     advance(session, waiting, now=now)
-    outcome.moved += [invoice.id for invoice in waiting]
+    outcome = Outcome(customer_ids=list(by_id))
+    for invoice in waiting:
+        newly = invoice.issued_at is not None and invoice.id not in issued
+        outcome.invoices[invoice.id] = Billed.of(invoice, created=False, issued=newly)
+    for invoice in made:
+        newly = invoice.issued_at is not None
+        outcome.invoices[invoice.id] = Billed.of(invoice, created=True, issued=newly)
     return outcome
 
 

@@ -18,6 +18,7 @@ def upgrade() -> None:
     _subscription_addons()
     _profiles()
     _invoices()
+    _runs()
 
 
 def _subscriptions() -> None:
@@ -303,7 +304,48 @@ def _invoice_lines() -> None:
     op.create_index("invoice_lines_subscription_id_idx", "invoice_lines", ["subscription_id"])
 
 
+def _runs() -> None:
+    op.create_table(
+        "billing_runs",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("now", INSTANT, nullable=False),
+        sa.Column("started_at", INSTANT, nullable=False),
+        sa.Column("ended_at", INSTANT, nullable=True),
+        *(
+            sa.Column(name, sa.Integer(), nullable=False)
+            for name in ("customers", "created", "issued", "paid", "failed")
+        ),
+        sa.Column("amounts", JSONB(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="billing_runs_pkey"),
+    )
+    op.create_table(
+        "billing_run_failures",
+        sa.Column(
+            "run_id",
+            ID,
+            sa.ForeignKey("billing_runs.id", name="billing_run_failures_run_id_fkey", ondelete="CASCADE"),
+            nullable=False,
+        ),
+        sa.Column("customer_id", ID, nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("run_id", "customer_id", name="billing_run_failures_pkey"),
+    )
+    op.create_table(
+        "test_clock",
+        sa.Column("id", sa.Boolean(), nullable=False),
+        sa.Column("now", INSTANT, nullable=False),
+        sa.CheckConstraint("id", name="test_clock_single_check"),
+        sa.PrimaryKeyConstraint("id", name="test_clock_pkey"),
+    )
+
+
+def _no_runs() -> None:
+    for table in ("test_clock", "billing_run_failures", "billing_runs"):
+        op.drop_table(table)
+
+
 def downgrade() -> None:
+    _no_runs()
     for table in (
         "invoice_lines",
         "pending_lines",
