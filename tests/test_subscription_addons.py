@@ -149,8 +149,8 @@ def test_an_entitlement_that_the_plan_does_not_give_comes_with_the_addon() -> No
     right = BooleanEntitlement(type="boolean")
     card = combined(fee("10"), [(replace(fee("1"), entitlement_template=right), 1)])
     assert card is not None
-    assert card.entitlement_template == right
-    assert combined(card, [(fee("1"), 1)]) == replace(card, price=replace(fee("12").price))
+    assert (card.entitlement_template, amount(card)) == (right, "11")
+    assert combined(card, [(fee("1"), 1)]) == replace(fee("12"), entitlement_template=right)
 
 
 def free(card: RateCard, units: str, percent: str | None = None) -> RateCard:

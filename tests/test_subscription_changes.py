@@ -12,7 +12,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from billing.agreement import CustomPlan, PlanNotActiveError
-from billing.contract_edits import AddItem, RemoveItem, StretchPhase
+from billing.contract_edits import AddItem, ContractEdit, RemoveItem, StretchPhase
 from billing.customer import Customer, get_customer
 from billing.pricing import NOTHING
 from billing.rating import rate
@@ -297,7 +297,7 @@ def test_an_edit_is_written_as_dated_rows(session: Session) -> None:
     one = signed(session, phase(fee("10"), fee(key="x")))
     one.next_billing_at = APRIL
     ids = [item.id for item in one.phases[0].items]
-    edits = [add(fee("20")), RemoveItem(op="remove_item", phase_key="main", item_key="x"), add(per_unit())]
+    edits: list[ContractEdit] = [add(fee("20")), RemoveItem(op="remove_item", phase_key="main", item_key="x"), add(per_unit())]
     edit_subscription(session, one.id, edits, now=NOW)
     one = stored(session, one)
     assert rows(one) == [
