@@ -387,14 +387,18 @@ def _from_buckets(
 _INDEXED = {"events", "numbers", "sum"}
 """What a day's index holds besides series and start."""
 
-_MANY_DAYS, _DENSE = timedelta(days=7), 7
-"""For fewer of all subjects, or of a series, to read the days themselves is faster than by series."""
+_MANY_SUBJECTS, _MANY_DAYS, _DENSE = 100, timedelta(days=7), 7
+"""For fewer subjects or days, or fewer of a series, to read the days themselves is faster than by series."""
 
 
 def _adds_up_first(question: _Question, periods: Sequence[Period]) -> bool:
-    every = question.query.counted_subjects is None and question.query.window_size is None
+    subjects = question.query.counted_subjects
+    many = subjects is None or len(subjects) > _MANY_SUBJECTS
     return (
-        every and _INDEXED.issuperset(question.columns) and periods[-1].end - periods[0].start >= _MANY_DAYS
+        many
+        and question.query.window_size is None
+        and _INDEXED.issuperset(question.columns)
+        and periods[-1].end - periods[0].start >= _MANY_DAYS
     )
 
 

@@ -26,6 +26,7 @@ from catalog.price import (
     TierUnitPrice,
     UnitPrice,
 )
+from metering.cubes.folding import maintain
 from metering.errors import InvalidError
 from metering.event import Event
 from metering.exact import total
@@ -235,6 +236,36 @@ def test_thousands_of_subjects_are_asked_in_portions(session: Session, shared_en
         found = usage_of(session, demands)
     assert [one.quantity for one in found] == [n if n % 7 == 0 else 0 for n in range(customers)]
     assert len(sent) <= 2 * 2
+
+
+def test_many_customers_usage_from_cubes_is_that_of_their_events(engine: Engine) -> None:
+    """So many subjects that their days are added up first, and so few that they are not."""
+    with Session(engine) as session, session.begin():
+        feature = a_metered_feature(session)
+        chance = seeded(3)
+        models = ("a", "b")
+        some = [
+            spent(f"subject-{n}", chance.randrange(100), f"2026-01-{day:02}", model=models[n % 2])
+            for n in range(150)
+            for day in range(n % 3 + 1, 32, 2)
+        ]
+        store(session, *some)
+        driver = session.connection().connection.driver_connection
+        assert driver is not None
+        while maintain(driver, now=at("2026-06-01")):
+            pass
+        session.execute(text("ANALYZE usage_days, usage_series"))  # that series are dense is known from it
+        store(session, spent("subject-7", 1000, "2026-01-09", model="a"))
+        demands = [one for one in many(feature, 200) if one.price in (UNIT, BY_MODEL, PERCENTAGE)]
+        together = usage_of(session, demands)
+        for n in (0, 7, 149, 150):
+            assert together[3 * n : 3 * n + 3] == usage_of(session, demands[3 * n : 3 * n + 3])
+        assert feature.meter
+        events = [*some, spent("subject-7", 1000, "2026-01-09", model="a")]
+        for one, usage in zip(demands, together, strict=True):
+            assert usage.quantity == folded(feature, one, events).get((), 0)
+            if one.price is BY_MODEL:
+                assert usage.groups == folded(feature, one, events, "model")
 
 
 def test_what_is_too_much_for_one_answer_is_asked_for_half_the_customers(
