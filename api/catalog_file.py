@@ -192,7 +192,7 @@ def written(entry: Entry, *, defaults: bool = True) -> dict[str, Any]:
         by_alias=True,
         exclude_none=True,
         exclude_defaults=not defaults,
-        exclude={"status": True, "alignment": True, "settlement_mode": True, "unit_cost": {"pricing"}},
+        exclude=_APART,
     )
     first = {"key": entry.key, "name": entry.name}
     if not isinstance(entry, FeatureEntry):
@@ -203,6 +203,15 @@ def written(entry: Entry, *, defaults: bool = True) -> dict[str, Any]:
     if "addons" in form:
         form["addons"] = sorted(form.pop("addons"), key=lambda offer: str(offer["key"]))
     return {name: _plain(value) for name, value in form.items()}
+
+
+_APART: Any = {
+    "status": True,
+    "alignment": True,
+    "settlement_mode": True,
+    "advanced_meter_group_by_filters": True,
+    "unit_cost": {"pricing"},
+}
 
 
 def _plain(value: Any) -> Any:

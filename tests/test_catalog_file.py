@@ -402,6 +402,16 @@ def test_a_draft_like_the_file_is_only_published(files: Files) -> None:
     assert (said((change,)), change.lines) == (["~ plan pro: version 1, draft -> active"], ())
 
 
+def test_an_addon_is_drafted_changed_and_published(files: Files) -> None:
+    addon = SMALL[SMALL.index("addons:") : SMALL.index("plans:")]
+    draft = addon + "    status: draft\n"
+    assert said(files.apply(draft)) == ["+ add-on seats: version 1, a draft"]
+    (change,) = files.apply(addon.replace("amount: 8", "amount: 9"))
+    assert said((change,)) == ["~ add-on seats: version 1, draft -> active"]
+    assert change.lines == ("rateCards[0].price.amount: 8 -> 9",)
+    assert get_addon(files.session, "seats").status(NOW) == "active"
+
+
 def test_the_draft_of_somebody_else_gives_way_only_to_a_change(files: Files) -> None:
     files.apply(SMALL)
     draft = next_plan(files.session, get_plan(files.session, "pro"), now=NOW)
