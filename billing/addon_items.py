@@ -2,7 +2,8 @@
 
 The contract without its add-ons is remembered; with them it is always worked out anew from that, so that an
 add-on that is taken away leaves no trace. A card of an add-on adds to the item of its key, or is an item of
-its own where there is none.
+its own where there is none. Each version of an item is charged for; a fee that is paid once must not be paid
+again with every version, and so a version has only what is new in it.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -78,20 +79,22 @@ def _sales(
 ) -> list[Sale]:
     """What is sold under `key` from `at` until the phase ends; what does not change is one sale."""
     sales: list[Sale] = []
+    before = next((_going_on(each, at) for each in phase.items if each.key == key and each.lasts(at)), None)
     for start, end in pairwise([*_cuts(phase, items, addons, at), phase.end]):
-        item = next((each for each in items if start is not None and each.sold_at(start)), None)
-        if start is None or (sale := _sale(item, key, addons, start, end)) is None:
+        if start is None:
             continue
-        last = sales[-1] if sales else None
-        if (
-            last
-            and last.end == start
-            and (last.rate_card, last.feature_id) == (sale.rate_card, sale.feature_id)
-        ):
-            sales[-1] = replace(last, end=end)
-        else:
+        item = next((each for each in items if each.sold_at(start)), None)
+        sale = _sale(item, _parts(key, addons, start), start, end, before)
+        if sale and sales and sale == replace(sales[-1], start=start, end=end) and before:
+            sales[-1] = replace(sales[-1], end=end)
+        elif sale:
             sales.append(sale)
+        before = sale
     return sales
+
+
+def _going_on(item: SpecItem, at: datetime) -> Sale:
+    return Sale(rate_card=item.rate_card, feature_id=item.feature_id, start=at, end=item.end)
 
 
 def _cuts(
@@ -106,19 +109,51 @@ def _cuts(
     )
 
 
-def _sale(
-    item: SpecItem | None, key: str, addons: Sequence[BoughtAddon], start: datetime, end: datetime | None
-) -> Sale | None:
-    parts = [
-        (card, quantity, addon.feature_ids.get(card.feature_key or ""))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """A card of an add-on: how many of it there are at an instant, and how many there were until then."""
+
+    card: RateCard
+    feature_id: str | None
+    quantity: int
+    before: int
+
+
+def _parts(key: str, addons: Sequence[BoughtAddon], at: datetime) -> list[_Part]:
+    found = (
+        _Part(
+            card=card,
+            feature_id=addon.feature_ids.get(card.feature_key or ""),
+            quantity=quantity_at(addon.quantities, at),
+            before=quantity_at(addon.quantities, at - datetime.resolution),
+        )
         for addon in addons
         for card in addon.rate_cards
-        if card.key == key and (quantity := quantity_at(addon.quantities, start))
-    ]
-    card = combined(item.rate_card if item else None, [(card, quantity) for card, quantity, _ in parts])
+        if card.key == key
+    )
+    return [part for part in found if part.quantity or part.before]
+
+
+def _sale(
+    item: SpecItem | None,
+    parts: Sequence[_Part],
+    start: datetime,
+    end: datetime | None,
+    before: Sale | None,
+) -> Sale | None:
+    """The item and its parts as one card; a fee that is paid once is that of what begins at `start`."""
+    there = [part for part in parts if part.quantity]
+    card = combined(item.rate_card if item else None, [(part.card, part.quantity) for part in there])
     if card is None:
         return None
-    feature_id = item.feature_id if item else parts[0][2]
+    if card.billing_cadence is None:
+        begins = item is not None and item.start == start
+        if before and not begins and all(part.quantity == part.before for part in parts):
+            return replace(before, start=start, end=end)
+        more = [(part.card, part.quantity - part.before) for part in parts if part.quantity > part.before]
+        begun = combined(item.rate_card if item and begins else None, more)
+        card = _replaced(card, price=begun.price if begun else None)
+    feature_id = item.feature_id if item else there[0].feature_id
     return Sale(rate_card=card, feature_id=feature_id, start=start, end=end)
 
 

@@ -60,6 +60,10 @@ class SpecItem:
     def sold_at(self, at: datetime) -> bool:
         return self.start <= at and not self.ended_by(at)
 
+    def lasts(self, at: datetime) -> bool:
+        """Whether it is sold right until `at`, at least."""
+        return self.start < at and (self.end is None or self.end >= at)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpecPhase:
@@ -199,7 +203,7 @@ def _versions(own: Sequence[SpecItem], at: datetime, sales: Sequence[Sale]) -> I
     waiting = list(sales)
     for item in own:
         goes_on = waiting and waiting[0].start == at and waiting[0].is_like(item)
-        if item.start < at and (item.end is None or item.end >= at) and goes_on:
+        if goes_on and item.lasts(at):
             yield replace(item, end=waiting.pop(0).end)
         elif item.start < at:
             yield replace(item, end=_earlier(item.end, at))

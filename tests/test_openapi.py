@@ -76,6 +76,7 @@ def test_each_operation_documents_the_one_status_that_openmeters_sdk_accepts(doc
     created = {f"POST /api/v1/{name}" for name in collections}
     created |= {"POST /api/v1/llm-cost/overrides"}
     created |= {"POST /api/v1/plans/{planId}/addons", "POST /api/v1/plans/{planIdOrKey}/next"}
+    created |= {"POST /api/v1/subscriptions/{subscriptionId}/addons"}
     for name, operation in operations(document).items():
         expected = "201" if name in created else "204" if name.startswith("DELETE") else "200"
         expected = "204" if name == "POST /api/v1/events" else expected

@@ -33,7 +33,7 @@ from catalog.addons import Addon, archive_addon
 from catalog.discount import Discounts, PercentageDiscount, UsageDiscount
 from catalog.plan_addons import create_plan_addon
 from catalog.plans import Plan, plan_terms
-from catalog.price import FlatPrice
+from catalog.price import FlatPrice, PaymentTerm
 from catalog.rate_card import BooleanEntitlement, MeteredEntitlement, RateCard
 from metering.errors import TollgateError
 from tests.builders import (
@@ -255,6 +255,36 @@ def test_a_fee_in_advance_is_charged_again_by_its_days(session: Session) -> None
     buy(session, one, addon, 10, timing=at("2026-03-21"))
     found = charges(get_subscription(session, one.id).contract, since=at("2026-03-01"), until=APRIL)
     assert [str(rate(each.terms, NOTHING).totals.total) for each in found] == ["20.00", "22.00", "62.00"]
+
+
+def owed(session: Session, one: Subscription, until: datetime) -> Decimal:
+    found = charges(get_subscription(session, one.id).contract, until=until)
+    return sum((rate(each.terms, NOTHING).totals.total for each in found), Decimal(0))
+
+
+@pytest.mark.parametrize("term", ["in_advance", "in_arrears"])
+@pytest.mark.parametrize("own", [True, False], ids=["on an item", "alone"])
+def test_a_fee_that_is_paid_once_is_paid_once_for_each(
+    session: Session, term: PaymentTerm, *, own: bool
+) -> None:
+    """Bought 2, then 5, then 1, then 3: 2 + 3 + 0 + 2 of them, and the plan's own fee once."""
+    once = fee("7", key="setup", cadence=None, term=term)
+    plan = a_plan(session, phase(fee("0"), once) if own else phase(fee("0")))
+    one = sign_up(session, a_customer(session), plan)
+    pack = fee("10", key="setup", cadence=None, term=term)
+    addon = offered(session, plan, an_addon(session, pack, instance_type="multiple"), most=9)
+    had = buy(session, one, addon, 2)
+    for days, quantity in ((1, 5), (2, 1), (3, 3)):
+        change(session, had, quantity, now=NOW + days * DAY)
+    cancel_subscription(session, one.id, now=NOW + 9 * DAY)
+    assert owed(session, one, NOW + 10 * DAY) == Decimal(77 if own else 70)
+
+
+def test_a_fee_paid_once_is_not_paid_again_because_of_another_addon(session: Session) -> None:
+    plan = a_plan(session, phase(fee("0"), fee("7", key="setup", cadence=None)))
+    one = sign_up(session, a_customer(session), plan)
+    buy(session, one, offered(session, plan, an_addon(session, fee("0"))))
+    assert [row[:2] for row in rows(session, one)] == [("seat", 0), ("setup", 0)]
 
 
 def test_a_later_quantity_is_dropped_by_an_earlier_change(session: Session) -> None:
