@@ -5,7 +5,7 @@ Late usage, a price that was cut short and a credit are the same thing, with ano
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -123,6 +123,11 @@ class DueLine:
     first: bool = False
 
     @property
+    def invoice_at(self) -> datetime:
+        """When it was due; what is billed early is due at once."""
+        return self.billable.invoice_at if self.last else min(self.billable.invoice_at, self.period.end)
+
+    @property
     def quantity(self) -> Decimal | None:
         """As it was metered, all of the period so far; None for a fee."""
         return None if self.usage is None else self.usage.quantity
@@ -166,10 +171,10 @@ def due_line(
 
 
 def taken_back(billable: Billable, earlier: Sequence[BilledLine]) -> DueLine:
-    """A charge that is none any more: all that was billed for it."""
+    """A charge that is none any more: all that was billed for it. No share of a period is left to charge."""
     billed = [detail for line in earlier if line.released_at is None for detail in line.details]
     return DueLine(
-        billable=billable,
+        billable=replace(billable, share=Fraction(0)),
         sequence=_following(earlier),
         period=billable.service,
         usage=NOTHING if billable.metered else None,

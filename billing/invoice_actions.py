@@ -16,9 +16,10 @@ from billing.customer import get_customer
 from billing.due import Reach, billables_of, payers_of
 from billing.invoice import Invoice, InvoiceLine, InvoiceNotFoundError, get_invoice
 from billing.invoice_progress import advance, fire
-from billing.invoice_state import DELETABLE, EDITABLE, Trigger, after
-from billing.invoicing import collect, recompute
+from billing.invoice_state import DELETABLE, Trigger, after
+from billing.invoicing import collect
 from billing.pending import PendingLine
+from billing.provider import facts_of
 from billing.subscriptions import Subscription
 from metering.errors import InvalidError, Issue
 
@@ -32,7 +33,6 @@ __all__ = [
     "invoice_now",
     "list_invoices",
     "locked_invoice",
-    "refresh_drafts",
     "void_invoice",
 ]
 
@@ -79,7 +79,7 @@ def invoice_now(
 
 def advance_invoice(session: Session, invoice_id: str, *, now: datetime) -> Invoice:
     invoice = locked_invoice(session, invoice_id)
-    if after(invoice.status, invoice.facts(now)) is None:
+    if after(invoice.status, facts_of(invoice, now)) is None:
         message = f"the invoice is {invoice.status} and does not go on by itself now"
         raise InvalidError(message, Issue(code="invoice_cannot_advance", message=message))
     advance(session, [invoice], now=now)
@@ -143,16 +143,6 @@ def _bill_again(session: Session, line: InvoiceLine, at: datetime) -> None:
         charged = session.get(PendingLine, line.identity.partition("/")[2])
     if charged is not None:
         charged.next_billing_at = min(at, charged.next_billing_at or at)
-
-
-def refresh_drafts(session: Session, customer_id: str, *, now: datetime) -> None:
-    """After a contract has changed: drafts that can still change follow it. The customer is locked."""
-    query = select(Invoice).options(selectinload(Invoice.lines), selectinload(Invoice.app))
-    query = query.where(Invoice.customer_id == customer_id, Invoice.status.in_(EDITABLE))
-    drafts = session.scalars(query.order_by(Invoice.id)).all()
-    if drafts:
-        recompute(session, drafts, now=now)
-        advance(session, drafts, now=now)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

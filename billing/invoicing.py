@@ -8,7 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 
-from sqlalchemy.orm import Session
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
 
 from billing.app import SANDBOX_WISH
 from billing.billable import DueLine, due_line, taken_back, wire_of
@@ -26,6 +27,7 @@ from billing.due import (
     used_by,
 )
 from billing.invoice import Invoice, InvoiceLine
+from billing.invoice_state import EDITABLE
 from billing.numbering import draft_numbers, prefix_of
 from billing.profile import Party
 from billing.rating import Totals, add_totals
@@ -48,6 +50,7 @@ def collect(
 
     `reach` and `only` as for due_of.
     """
+    recompute(session, _changeable(session, customers), now=now)
     payers = payers_of(session, customers, at, now)
     due = due_of(session, payers, reach=reach, only=only)
     drafts = [
@@ -57,10 +60,17 @@ def collect(
     ]
     _number(session, drafts)
     session.add_all(drafts)
-    for payer in payers:
+    for payer in payers if only is None else ():  # what was not asked for stays due
         _look_ahead(payer)
     session.flush()
     return drafts
+
+
+def _changeable(session: Session, customers: Sequence[Customer]) -> Sequence[Invoice]:
+    """Drafts that follow a contract that has changed since."""
+    query = select(Invoice).options(selectinload(Invoice.lines), selectinload(Invoice.app))
+    theirs = Invoice.customer_id.in_([customer.id for customer in customers])
+    return session.scalars(query.where(theirs, Invoice.status.in_(EDITABLE)).order_by(Invoice.id)).all()
 
 
 def _look_ahead(payer: Payer) -> None:
@@ -138,11 +148,6 @@ def _line(line: DueLine, position: int, now: datetime) -> InvoiceLine:
         item_id=one.item_id,
         feature_id=one.feature_id,
         rate_card=one.rate_card,
-        service_start=one.service.start,
-        service_end=one.service.end,
-        billing_start=one.billing.start,
-        billing_end=one.billing.end,
-        invoice_at=one.invoice_at,
         taxes=[],
         created_at=now,
         updated_at=now,
@@ -153,8 +158,10 @@ def _line(line: DueLine, position: int, now: datetime) -> InvoiceLine:
 
 def _rate(row: InvoiceLine, line: DueLine) -> None:
     """Everything about a line that a later look at usage and contract may change while it is a draft."""
-    rating = line.rating
-    row.share = str(line.billable.share)
+    rating, one = line.rating, line.billable
+    row.share, row.invoice_at = str(one.share), line.invoice_at
+    row.service_start, row.service_end = one.service.start, one.service.end
+    row.billing_start, row.billing_end = one.billing.start, one.billing.end
     row.period_start, row.period_end = line.period.start, line.period.end
     row.usage, row.last = wire_of(line.usage), line.last
     row.quantity, row.quantity_before = rating.quantity, rating.quantity_before
@@ -166,7 +173,7 @@ def _rate(row: InvoiceLine, line: DueLine) -> None:
 def _schedule(invoice: Invoice, lines: Sequence[DueLine]) -> None:
     """Metered lines are collected once late usage had its time; a draft then waits its draft period."""
     settings = invoice.workflow
-    waiting = [line.billable.invoice_at for line in lines if line.billable.metered and not line.correction]
+    waiting = [line.invoice_at for line in lines if line.billable.metered and not line.correction]
     if waiting:
         invoice.collection_at = duration_of(settings.collection.interval).after(max(waiting))
     ready = max(invoice.created_at, invoice.collection_at or invoice.created_at)
@@ -189,6 +196,8 @@ def _number(session: Session, drafts: Sequence[Invoice]) -> None:
 
 def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
     """Rate the lines of drafts anew, by the usage and the contracts as they are now."""
+    if not invoices:
+        return
     customers = customers_by_id(session, {invoice.customer_id for invoice in invoices})
     payers = {payer.customer.id: payer for payer in payers_of(session, list(customers.values()), {}, now)}
     earlier = earlier_of(session, list(payers.values()))
@@ -203,8 +212,8 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
     for (invoice, row), (_, one), used in zip(rows, wanted, usage, strict=True):
         before = [line for line in earlier.get(row.identity, ()) if line.sequence < row.sequence]
         if row.identity in there or row.managed_by == "manual":
-            until = min(row.period_end, one.service.end)
-            last = not one.metered or until == one.service.end
+            until = min(row.period_end, one.service.end) if one.metered else one.service.end
+            last = until == one.service.end
             _rate(row, due_line(one, used, before, until=until, last=last))
         elif before:
             _rate(row, taken_back(one, before))
@@ -213,3 +222,5 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
             session.delete(row)
     for invoice in invoices:
         _sum_up(invoice)
+        if invoice.quantity_snapshotted_at is not None:
+            invoice.quantity_snapshotted_at = now

@@ -2,20 +2,22 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from billing.invoice import Invoice
 from billing.run import due_at, run_portion
+from catalog.money import minor_digits
 
 __all__ = ["bill_until", "invoices_of", "ledger"]
 
 
-def bill_until(session: Session, until: datetime) -> None:
-    """Everything that falls due on the way, in order, each at its own instant."""
+def bill_until(session: Session, until: datetime, *, since: datetime | None = None) -> None:
+    """Everything that falls due on the way, in order, each at its own instant; `since` it is already."""
     while (at := due_at(session)) is not None and at <= until:
-        outcome = run_portion(session, now=at)
+        outcome = run_portion(session, now=max(at, since or at))
         assert outcome.failed == {}
         assert outcome.customers, "something is due, and nobody for whom it is"
 
@@ -32,10 +34,15 @@ def ledger(session: Session) -> list[str]:
     2026-02-01 paid 25.00: seat 01-01..02-01 20.00, tokens 01-01..02-01 5.00
     """
     return [
-        f"{invoice.created_at:%Y-%m-%d} {invoice.status} {invoice.totals.total}: "
+        f"{invoice.created_at:%Y-%m-%d} {invoice.status} {_money(invoice.totals.total, invoice.currency)}: "
         + ", ".join(
-            f"{line.name} {line.period_start:%m-%d}..{line.period_end:%m-%d} {line.totals.total}"
+            f"{line.name} {line.period_start:%m-%d}..{line.period_end:%m-%d}"
+            f" {_money(line.totals.total, invoice.currency)}"
             for line in sorted(invoice.lines, key=lambda line: line.position)
         )
         for invoice in invoices_of(session)
     ]
+
+
+def _money(amount: Decimal, currency: str) -> str:
+    return f"{amount:.{minor_digits(currency)}f}"
