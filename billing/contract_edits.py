@@ -14,12 +14,13 @@ from catalog.interval import Interval, interval_of, is_negative_interval, parse_
 from catalog.issues import barring, critical
 from catalog.rate_card import Phase, RateCard
 from catalog.rate_card_rules import FeatureFacts, check_key, check_name, check_rate_card
-from metering.errors import Issue
+from metering.errors import InvalidError, Issue
 from metering.wire import WIRE
 
 __all__ = [
     "AddItem",
     "AddPhase",
+    "BeyondCalendarError",
     "ContractEdit",
     "ContractSpec",
     "Market",
@@ -141,10 +142,19 @@ def phase_ends(phases: Iterable[Phase | SpecPhase], start: datetime) -> Iterator
             continue
         interval = parse_interval(phase.duration)
         months += interval.months
-        end = Interval(months, interval.time).after(anchor)
+        end = _after(Interval(months, interval.time), anchor)
         yield end
         if interval.time:
             anchor, months = end, 0
+
+
+def _after(interval: Interval, anchor: datetime) -> datetime:
+    try:
+        return interval.after(anchor)
+    except (ValueError, OverflowError):
+        message = "the phases together last longer than the calendar goes"
+        issue = Issue(code="invalid_duration", message=message, hint="Shorten them, or leave some out.")
+        raise BeyondCalendarError(message, issue) from None
 
 
 def phase_at(spec: ContractSpec, at: datetime) -> SpecPhase | None:
@@ -316,6 +326,10 @@ class Market:
     billing_cadence: str
     features: Mapping[str, FeatureFacts]
     feature_ids: Mapping[str, str]
+
+
+class BeyondCalendarError(InvalidError):
+    pass
 
 
 Outcome = ContractSpec | list[Issue]
@@ -510,6 +524,9 @@ def _stretch_phase(spec: ContractSpec, edit: StretchPhase, path: str, market: Ma
         return [critical("last_phase_has_no_end", message, f"{path}.phaseKey", "Add a phase after it.")]
     duration = _stretched(found, found.duration, by)
     i = spec.phases.index(found)
+    if duration is not None and interval_of(duration) is None:
+        message = f"the phase {found.key!r} would last longer than a century"
+        return [critical("invalid_duration", message, f"{path}.extendBy", "Extend it by less.")]
     if duration is not None:
         longer = replace(found, duration=duration)
         outcome = _laid_out(spec, [*spec.phases[:i], longer, *spec.phases[i + 1 :]])

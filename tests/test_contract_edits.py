@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from billing.contract_edits import (
     AddItem,
     AddPhase,
+    BeyondCalendarError,
     ContractEdit,
     ContractSpec,
     Market,
@@ -272,6 +273,7 @@ FIRST = "$.customizations[0]"
         (remove_phase("ramp"), "phase_has_begun", "phaseKey"),
         (stretch("full", "P1D"), "last_phase_has_no_end", "phaseKey"),
         (stretch("ramp", "a week"), "invalid_duration", "extendBy"),
+        (stretch("ramp", "P100Y"), "invalid_duration", "extendBy"),
         (stretch("ramp", "-P2M"), "phase_too_short", "extendBy"),
         (stretch("ramp", "-P55D"), "phase_too_short", "extendBy"),
         (new_phase("more", None), "phase_in_the_past", "phase.startAfter"),
@@ -311,6 +313,12 @@ def test_a_phase_that_sells_nothing_is_refused() -> None:
         ("subscription_phase_has_no_items", "$.customizations")
     ]
     assert refused(THREE, remove("seat", "full")) == [("subscription_phase_has_no_items", "$.customizations")]
+
+
+def test_phases_do_not_reach_beyond_the_calendar() -> None:
+    centuries = [phase(fee(), key=f"c{i}", duration="P100Y") for i in range(90)]
+    with pytest.raises(BeyondCalendarError):
+        contract_of(*centuries, phase(fee()))
 
 
 def test_without_a_running_phase_nothing_can_be_unscheduled() -> None:

@@ -1,5 +1,6 @@
 """Each change of a subscription as it is stored: dated rows, what may be done when, one at a time."""
 
+import runpy
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -8,7 +9,8 @@ from decimal import Decimal
 from itertools import pairwise
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from billing.agreement import CustomPlan, PlanNotActiveError
@@ -33,6 +35,7 @@ from billing.subscriptions import (
     OneSubscriptionAtATimeError,
     Subscription,
     SubscriptionNotFoundError,
+    SubscriptionPhase,
     create_subscription,
     get_subscription,
     subscriptions_of,
@@ -53,6 +56,7 @@ from tests.builders import (
     phase,
     sign_up,
 )
+from tests.server import ROOT
 
 DAY = timedelta(days=1)
 FEBRUARY, MARCH, APRIL = at("2026-02-01"), at("2026-03-01"), at("2026-04-01")
@@ -519,3 +523,49 @@ def test_eight_clients_at_once_leave_one_subscription(engine: Engine) -> None:
         lasting = [each for each in found if each.active_to is None or each.active_to > each.active_from]
         spans = sorted((each.active_from, each.active_to or at("9999-01-01")) for each in lasting)
         assert all(one[1] <= other[0] for one, other in pairwise(spans))
+
+
+def test_of_eight_who_sign_a_customer_up_at_once_one_wins(engine: Engine) -> None:
+    with Session(engine, expire_on_commit=False) as session:
+        customer = a_customer(session)
+        a_plan(session)
+        session.commit()
+
+    def client(number: int) -> bool:
+        try:
+            with Session(engine) as session, session.begin():
+                sign_up(session, customer, get_plan(session, "pro"), start=NOW + number * DAY, now=NOW)
+        except OneSubscriptionAtATimeError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(client, range(8))) == 1
+    with Session(engine) as session:
+        assert len(subscriptions_of(session, [customer.id])) == 1
+
+
+def test_the_database_itself_lets_a_customer_have_one_without_an_end(session: Session) -> None:
+    """Should the lock ever be forgotten."""
+    one = signed(session)
+    cancel_subscription(session, one.id, timing=APRIL, now=NOW)
+    sign_up(session, get_customer(session, one.customer_id), get_plan(session, "pro"), start=APRIL, now=NOW)
+    with pytest.raises(IntegrityError, match="subscriptions_open_ended_key"), session.begin_nested():
+        session.execute(update(Subscription).where(Subscription.id == one.id).values(active_to=None))
+
+
+def test_phases_of_before_their_durations_were_kept_get_exact_ones(session: Session) -> None:
+    migration = runpy.run_path(str(ROOT / "alembic/versions/0007_billing.py"))
+    one = signed(
+        session,
+        phase(fee(), key="a", duration="P14D"),
+        phase(fee(), key="b", duration="P1MT30S"),
+        phase(fee(), key="c"),
+    )
+    session.execute(update(SubscriptionPhase).values(duration=None))
+    session.execute(text(migration["EXACT_DURATIONS"]))
+    again = stored(session, one)
+    assert [each.duration for each in again.phases] == ["P14DT0S", "P31DT30S", None]
+    stretch = StretchPhase(op="stretch_phase", phase_key="a", extend_by="P1D")
+    edit_subscription(session, one.id, [stretch], now=START)
+    assert [day(each.active_from) for each in stored(session, one).phases] == ["01-01", "01-16", "02-16"]
