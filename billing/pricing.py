@@ -251,16 +251,19 @@ def _share(reference: str, label: str, quantity: Decimal, amount: Decimal, note:
 
 
 def _limited(price: PercentagePrice, rate: Decimal, usage: Usage) -> tuple[Usage, int, int]:
-    """The events that cost what they cost, and how many cost the minimum and the maximum instead."""
-    value, events, counts = ZERO, 0, Counter[str]()
+    """The events that cost what they cost, and how many cost the minimum and the maximum instead.
+
+    An event that gives value back has no limits: it gives back the percentage, not its fee.
+    """
+    least, most = price.minimum_per_event, price.maximum_per_event
+    value, events, at_least, at_most = ZERO, 0, 0, 0
     for size, count in usage.sizes.items():
-        cost = EXACT.add(EXACT.multiply(abs(size), rate), price.fixed_amount)
-        signed = count if size >= 0 else -count
-        if price.minimum_per_event is not None and cost < price.minimum_per_event:
-            counts["least"] += signed
-        elif price.maximum_per_event is not None and cost > price.maximum_per_event:
-            counts["most"] += signed
+        cost = EXACT.add(EXACT.multiply(size, rate), price.fixed_amount)
+        if size >= 0 and least is not None and cost < least:
+            at_least += count
+        elif size >= 0 and most is not None and cost > most:
+            at_most += count
         else:
             value = EXACT.add(value, EXACT.multiply(size, Decimal(count)))
-            events += signed
-    return Usage(quantity=value, events=events), counts["least"], counts["most"]
+            events += count
+    return Usage(quantity=value, events=events), at_least, at_most

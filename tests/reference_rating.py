@@ -171,15 +171,14 @@ def percentage_of(
         return [("percentage-price-usage", charged * part), ("percentage-price-fixed", fixed * usage.events)]
     costs: dict[str, Fraction] = defaultdict(Fraction)
     for size, count in each_event(usage, config):
-        sign = count if size >= 0 else -count
-        cost = abs(size) * part + fixed
-        if price.minimum_per_event is not None and cost < Fraction(price.minimum_per_event):
-            costs["percentage-price-minimum"] += sign * Fraction(price.minimum_per_event)
-        elif price.maximum_per_event is not None and cost > Fraction(price.maximum_per_event):
-            costs["percentage-price-maximum"] += sign * Fraction(price.maximum_per_event)
+        cost = size * part + fixed
+        if size >= 0 and price.minimum_per_event is not None and cost < Fraction(price.minimum_per_event):
+            costs["percentage-price-minimum"] += count * Fraction(price.minimum_per_event)
+        elif size >= 0 and price.maximum_per_event is not None and cost > Fraction(price.maximum_per_event):
+            costs["percentage-price-maximum"] += count * Fraction(price.maximum_per_event)
         else:
             costs["percentage-price-usage"] += count * size * part
-            costs["percentage-price-fixed"] += sign * fixed
+            costs["percentage-price-fixed"] += count * fixed
     names = ("usage", "fixed", "minimum", "maximum")
     return [(f"percentage-price-{name}", costs[f"percentage-price-{name}"]) for name in names]
 

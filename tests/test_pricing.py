@@ -426,7 +426,10 @@ class Chance:
             quantity=self.number(120, least=self.random.choice([0, 0, -30])),
             events=self.random.randint(0, 9),
             groups={group: self.number(60) for group in groups},
-            sizes={self.number(300): self.random.randint(1, 3) for _ in range(self.random.randint(0, 4))},
+            sizes={
+                self.number(300, least=-50): self.random.randint(1, 3)
+                for _ in range(self.random.randint(0, 4))
+            },
         )
 
 
