@@ -280,6 +280,59 @@ def test_a_bad_edit_says_where_and_why_and_changes_nothing(sdk: Any, client: htt
 
 SOLD: dict[str, Any] = {"plan": {"key": "sold"}}
 EMPTY: dict[str, Any] = {"key": "a", "name": "a", "duration": None, "rateCards": []}
+BAD_PURCHASES: list[tuple[dict[str, Any], str, str]] = [
+    ({"quantity": -1}, "greater_than_equal", "$.quantity"),
+    ({"quantity": 0}, "field_must_be_positive", "$.quantity"),
+    ({"timing": "2020-01-01T00:00:00Z"}, "timing_in_the_past", "$.timing"),
+    ({"timing": None}, "", "$.timing"),
+    ({"addon": {"id": "unknown"}}, "addon_not_offered", "$.addon.id"),
+    ({"addon": {}}, "field_required", "$.addon.id"),
+    ({"price": 1}, "unknown_field", "$.price"),
+]
+
+
+def test_a_bad_purchase_says_where_and_why_and_sells_nothing(sdk: Any, client: httpx.Client) -> None:
+    made = signed(sdk, "frugal")
+    wanted = models.AddonCreate(
+        key="frugal", name="x", currency="USD", instance_type="single", rate_cards=[fee_card("4")]
+    )
+    addon = sdk.addons.publish(sdk.addons.create(wanted).id)
+    sdk.plan_addons.create(made.plan.id, models.PlanAddonCreate(addon_id=addon.id, from_plan_phase="main"))
+    good = {"name": "x", "quantity": 1, "timing": "immediate", "addon": {"id": addon.id}}
+    path = f"/api/v1/subscriptions/{made.id}/addons"
+    for wrong, code, field in BAD_PURCHASES:
+        found = assert_problem(client.post(path, json={**good, **wrong}), 400)
+        issues = found["extensions"]["validationErrors"]
+        assert field in [issue["field"] for issue in issues], (wrong, issues)
+        assert not code or code in [issue["code"] for issue in issues], (wrong, issues)
+    assert client.get(path).json() == []
+    assert client.post(path, json=good).status_code == 201
+    assert_problem(client.post(path, json=good), 409, "addon_already_attached", "$.addon.id")
+    assert sold(sdk, made) == [("main", [("platform", "14")])]
+
+
+BAD_CHANGES: list[tuple[str, dict[str, Any], str, str]] = [
+    ("cancel", {"timing": "1999-01-01T00:00:00Z"}, "timing_before_start", "$.timing"),
+    ("cancel", {"when": "now"}, "unknown_field", "$.when"),
+    ("change", {"plan": {"key": "steady"}}, "field_required", "$.timing"),
+    ("change", {"timing": "immediate"}, "field_required", "$.plan"),
+    ("migrate", {}, "plan_version_not_newer", "$.targetVersion"),
+    ("migrate", {"targetVersion": 0}, "greater_than_equal", "$.targetVersion"),
+]
+
+
+def test_a_bad_change_says_where_and_why_and_changes_nothing(sdk: Any, client: httpx.Client) -> None:
+    made = signed(sdk, "steady")
+    path = f"/api/v1/subscriptions/{made.id}"
+    before = client.get(path).json()
+    for action, body, code, field in BAD_CHANGES:
+        assert_problem(client.post(f"{path}/{action}", json=body), 400, code, field)
+    unknown = {"timing": "immediate", "plan": {"key": "nothing"}}
+    assert_problem(client.post(f"{path}/change", json=unknown), 404)
+    assert client.get(path).json()["phases"] == before["phases"]
+    assert client.get(f"/api/v1/customers/{made.customer_id}/subscriptions").json()["totalCount"] == 1
+
+
 BAD_SIGN_UPS: list[tuple[dict[str, Any], str, str]] = [
     ({}, "field_required", "$.plan"),
     (SOLD | {"customPlan": {"x": 1}}, "unknown_field", "$.customPlan.x"),
