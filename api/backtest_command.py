@@ -5,7 +5,7 @@ A bar shows how far it is, a summary who would win and who would lose; `--csv` h
 
 from collections import deque
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 from rich.console import Console
@@ -17,18 +17,8 @@ from sqlalchemy.orm import Session
 from api.http.backtest_csv import money_text, write_backtest
 from billing.backtest import Backtest, BacktestRow, BacktestSum, BacktestSummary, backtest
 from catalog.plans import Plan, get_plan
-from metering.errors import InvalidError
 
-__all__ = ["instant", "run"]
-
-
-def instant(text: str) -> datetime:
-    """ISO 8601; a date alone is its midnight, and what names no zone is UTC."""
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        raise InvalidError(f"{text!r} is not an instant: write 2026-01-01 or 2026-01-01T12:00:00Z") from None
-    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+__all__ = ["run"]
 
 
 def run(

@@ -11,13 +11,13 @@ import typer
 from rich.console import Console
 from sqlalchemy.orm import Session
 
-from api import backtest_command, catalog_commands, clock, cube_commands, demo, doctor, keys
+from api import backtest_command, bill_command, catalog_commands, clock, cube_commands, demo, doctor, keys
 from api.logs import configure_logs
 from api.migrations import migrate as run_migrations
 from api.postgres import EmbeddedPostgresError
 from api.serve import database, serve_api, work
 from api.serve import serve as run_server
-from api.settings import MOST, Settings, from_environment
+from api.settings import MOST, Settings, from_environment, instant_of
 from metering.errors import TollgateError
 
 __all__ = ["app", "main"]
@@ -34,6 +34,8 @@ cubes = typer.Typer(no_args_is_help=True, help="Usage cubes: what makes question
 app.add_typer(cubes, name="cubes")
 catalog = typer.Typer(no_args_is_help=True, help="The catalog as a file: features, add-ons and plans.")
 app.add_typer(catalog, name="catalog")
+bill = typer.Typer(no_args_is_help=True, help="Billing by hand; a server's worker bills by itself.")
+app.add_typer(bill, name="bill")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")]
 Port = Annotated[
@@ -64,6 +66,7 @@ def _settings(data_dir: Path | None) -> Settings:
 
 @app.command()
 def serve(
+    *,
     host: Host = None,
     port: Port = None,
     workers: Annotated[
@@ -72,10 +75,15 @@ def serve(
     ] = None,
     data_dir: DataDir = None,
     no_auth: NoAuth = False,
+    test_clock: Annotated[
+        str | None,
+        typer.Option(help="On a new database: time begins at this instant, and moves when it is advanced."),
+    ] = None,
 ) -> None:
     """Run the server, with its own PostgreSQL unless TOLLGATE_DATABASE_URL names one."""
     settings = _listening(_settings(data_dir), host, port, no_auth=no_auth)
-    run_server(replace(settings, workers=workers or settings.workers))
+    begin = instant_of(test_clock) if test_clock else settings.test_clock
+    run_server(replace(settings, workers=workers or settings.workers, test_clock=begin))
 
 
 @app.command()
@@ -237,7 +245,25 @@ def run_backtest(
     data_dir: DataDir = None,
 ) -> None:
     """Price a plan over the real usage of a past window, against what was billed."""
-    begin, until = backtest_command.instant(start), backtest_command.instant(end)
+    begin, until = instant_of(start), instant_of(end)
     with database(_settings(data_dir), share=True) as engine:
         run_migrations(engine)
         backtest_command.run(engine, plan, start=begin, end=until, file=csv, now=clock.now())
+
+
+@bill.command(name="run")
+def run_billing(
+    now: Annotated[
+        str | None, typer.Option(help="Bill what was due by then; the present if left out.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show it, and change nothing.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many customers.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Bill all that has fallen due, as the worker does by itself; status 1 if that failed for somebody."""
+    by = instant_of(now) if now else None
+    with database(_settings(data_dir), share=True) as engine:
+        run_migrations(engine)
+        billed = bill_command.run(engine, now=by, dry_run=dry_run, limit=limit)
+    if not billed:
+        raise SystemExit(1)

@@ -3,9 +3,11 @@
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from datetime import datetime
 from functools import partial
 from types import FrameType
 from typing import NoReturn
@@ -13,9 +15,10 @@ from typing import NoReturn
 import structlog
 import uvicorn
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, sessionmaker
 
 from api import clock
+from api.billing_worker import advanced, billing
 from api.database import check_database, connections_for_each, connector, open_database
 from api.http.app import create_app
 from api.keys import any_key, create_key
@@ -26,6 +29,7 @@ from api.postgres import EmbeddedPostgres, running_url
 from api.settings import Settings
 from api.supervisor import Child, follow, supervise
 from api.worker import Worker
+from billing.test_clock import stored_clock, wind_up
 from metering.cubes.folding import maintain
 from metering.errors import InvalidError
 
@@ -77,6 +81,7 @@ def work(settings: Settings, *, lifeline: int | None = None) -> None:
         else:
             engine = stack.enter_context(database(settings))
             _migrated(engine)
+            _time(engine, settings)
             print("Tollgate's worker is running. Ctrl-C stops it.", flush=True)  # noqa: T201
         stack.enter_context(_working(engine, settings))
         signal.pause()
@@ -85,7 +90,7 @@ def work(settings: Settings, *, lifeline: int | None = None) -> None:
 def _prepared(engine: Engine, settings: Settings) -> Settings:
     """The schema is there, and a key, and the meters; returns what each API process is to go by."""
     _migrated(engine)
-    apply_meters_file(engine, settings.meters_file, now=clock.now())
+    apply_meters_file(engine, settings.meters_file, now=_time(engine, settings))
     _make_first_key(engine, settings)
     share = connections_for_each(engine, processes=settings.workers, wanted=settings.connections)
     if share < settings.connections:
@@ -98,6 +103,29 @@ def _prepared(engine: Engine, settings: Settings) -> Settings:
 def _migrated(engine: Engine) -> None:
     if migrate(engine):
         log.info("migrated")
+
+
+def _time(engine: Engine, settings: Settings) -> datetime:
+    """What time it is where we serve. Raises InvalidError where it is told by a test clock, and we have none.
+
+    A test clock that begins later than the one that is there bills what falls due until then.
+    """
+    sessions = sessionmaker(engine)
+    with sessions.begin() as session:
+        if settings.test_clock is not None:
+            now = wind_up(session, settings.test_clock)
+        elif theirs := stored_clock(session):
+            raise InvalidError(
+                f"this database goes by a test clock, which shows {theirs:%Y-%m-%dT%H:%M:%SZ}; in real time"
+                " its invoices would be dated wrongly: serve it with --test-clock (TOLLGATE_TEST_CLOCK),"
+                " or use another database"
+            )
+        else:
+            return clock.now()
+    deque(advanced(sessions, to=settings.test_clock), maxlen=0)
+    now = max(now, settings.test_clock)
+    log.warning("test_clock", now=f"{now:%Y-%m-%dT%H:%M:%SZ}", meaning="time stands still until advanced")
+    return now
 
 
 def _announce(port: Port) -> None:
@@ -129,12 +157,16 @@ def _answer(settings: Settings, listening: socket.socket) -> None:
 @contextmanager
 def _working(engine: Engine, settings: Settings) -> Iterator[None]:
     step = partial(maintain, retire_after=settings.retire_after)
-    worker = Worker(connector(engine, "tollgate worker"), clock.now, step)
-    worker.start()
-    try:
+    with ExitStack() as stack:
+        now: clock.Clock = clock.SYSTEM
+        if settings.test_clock is not None:
+            now = stack.enter_context(clock.database_clock(engine.url))
+        elif settings.billing_interval:
+            stack.enter_context(billing(engine, every=settings.billing_interval))
+        worker = Worker(connector(engine, "tollgate worker"), now, step)
+        worker.start()
+        stack.callback(worker.stop)
         yield
-    finally:
-        worker.stop()
 
 
 def _children(port: Port) -> list[Child]:

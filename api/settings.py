@@ -3,7 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
 
@@ -13,7 +13,7 @@ from sqlalchemy.exc import ArgumentError
 from metering.errors import InvalidError
 from metering.kong import SubjectRule
 
-__all__ = ["MOST", "Settings", "from_environment"]
+__all__ = ["MOST", "Settings", "from_environment", "instant_of"]
 
 MOST = 9_999
 """Of processes, connections or days: more is a slip of the finger."""
@@ -27,7 +27,8 @@ class Settings:
     row; `kong_subject` says which of a Kong consumer's names is the usage subject, first match first;
     `meters_file` is a YAML file of meters that are there from the start;
     `workers` is the number of API processes, `connections` how many each may have for requests; events older
-    than `retire_after` are kept apart from newer ones.
+    than `retire_after` are kept apart from newer ones; `billing_interval` is the seconds between two looks
+    for what has fallen due, 0 for none; `test_clock` the time that a test clock begins with.
     """
 
     data_dir: Path = Path(".tollgate")
@@ -41,6 +42,8 @@ class Settings:
     workers: int = 1
     connections: int = 30
     retire_after: timedelta | None = None
+    billing_interval: int = 60
+    test_clock: datetime | None = None
 
     def as_environment(self) -> dict[str, str]:
         """What from_environment makes these settings of again; an empty text is as good as none."""
@@ -56,6 +59,8 @@ class Settings:
             "TOLLGATE_WORKERS": str(self.workers),
             "TOLLGATE_CONNECTIONS": str(self.connections),
             "TOLLGATE_RETIRE_DAYS": str(self.retire_after.days) if self.retire_after else "",
+            "TOLLGATE_BILLING_INTERVAL": str(self.billing_interval),
+            "TOLLGATE_TEST_CLOCK": self.test_clock.isoformat() if self.test_clock else "",
         }
 
 
@@ -63,6 +68,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
     """Settings as the environment has them; what it leaves out has the default."""
     default = Settings()
     port = _port(environment.get("TOLLGATE_PORT"))
+    interval = _number("TOLLGATE_BILLING_INTERVAL", environment, least=0)
     return Settings(
         data_dir=Path(environment.get("TOLLGATE_DATA_DIR") or default.data_dir),
         database_url=_database_url(environment.get("TOLLGATE_DATABASE_URL")),
@@ -75,6 +81,8 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         workers=_number("TOLLGATE_WORKERS", environment) or default.workers,
         connections=_number("TOLLGATE_CONNECTIONS", environment) or default.connections,
         retire_after=timedelta(days=days) if (days := _number("TOLLGATE_RETIRE_DAYS", environment)) else None,
+        billing_interval=default.billing_interval if interval is None else interval,
+        test_clock=instant_of(text) if (text := environment.get("TOLLGATE_TEST_CLOCK")) else None,
     )
 
 
@@ -102,10 +110,19 @@ def _port(text: str | None) -> int | None:
     return int(text) if text else None
 
 
-def _number(name: str, environment: Mapping[str, str]) -> int | None:
+def instant_of(text: str) -> datetime:
+    """ISO 8601; a date alone is its midnight, and what names no zone is UTC."""
+    try:
+        at = datetime.fromisoformat(text)
+        return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):
+        raise InvalidError(f"{text!r} is not an instant: write 2026-01-01 or 2026-01-01T12:00:00Z") from None
+
+
+def _number(name: str, environment: Mapping[str, str], least: int = 1) -> int | None:
     text = environment.get(name)
-    if text and not (text.isdecimal() and 0 < int(text) <= MOST):
-        raise InvalidError(f"{name} must be a number from 1 to {MOST}, not {text!r}")
+    if text and not (text.isdecimal() and least <= int(text) <= MOST):
+        raise InvalidError(f"{name} must be a number from {least} to {MOST}, not {text!r}")
     return int(text) if text else None
 
 

@@ -25,7 +25,7 @@ from billing.invoicing import collect
 from billing.pending import PendingLine
 from billing.subscriptions import Subscription
 
-__all__ = ["PORTION", "Billed", "Outcome", "due_at", "run_portion"]
+__all__ = ["PORTION", "Billed", "Outcome", "due_at", "due_customers", "run_portion"]
 
 PORTION = 200
 """Customers in one transaction."""
@@ -161,6 +161,12 @@ _DUE: Sequence[tuple[InstrumentedAttribute[datetime | None], InstrumentedAttribu
     (PendingLine.next_billing_at, PendingLine.customer_id),
 )
 """What falls due when, and whose it is."""
+
+
+def due_customers(session: Session, *, now: datetime) -> int:
+    """For how many customers something is due."""
+    due = union(*(select(whose).where(due <= now) for due, whose in _DUE)).subquery()
+    return session.scalar(select(func.count()).select_from(due)) or 0
 
 
 def _other_than(customer_id: InstrumentedAttribute[str], skip: Collection[str]) -> ColumnElement[bool]:

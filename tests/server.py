@@ -153,7 +153,9 @@ class Server:
         ready = threading.Event()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "api", self.command, "--port", str(self.port), *self.arguments],
-            env=environment_of({"TOLLGATE_API_KEY": ADMIN_KEY, **self.environment}),
+            env=environment_of(
+                {"TOLLGATE_API_KEY": ADMIN_KEY, "TOLLGATE_BILLING_INTERVAL": "0", **self.environment}
+            ),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -17,12 +17,13 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import clock
+from api.clock import SYSTEM, Clock, DatabaseClock
 from api.database import connector, open_database
 from api.flusher import Flusher
 from api.http import (
     addons,
     backtest,
+    billing_runs,
     corrections,
     customers,
     dispositions,
@@ -41,6 +42,7 @@ from api.http import (
     subjects,
     subscription_addons,
     subscriptions,
+    test_clock,
     usage,
 )
 from api.http.auth import KeyRing, reader
@@ -61,7 +63,8 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
     """The whole API as one ASGI application over a migrated database."""
     aside = open_database(engine.url, connections=2)  # for what must be answered when all others are busy
     keys = KeyRing(sessionmaker(aside), settings.api_key, enabled=settings.auth)
-    flusher = Flusher(connect=connector(engine), now=clock.now)
+    clock: Clock = SYSTEM if settings.test_clock is None else DatabaseClock(aside)
+    flusher = Flusher(connect=connector(engine), now=clock)
     app = FastAPI(
         title="Tollgate",
         summary="Usage metering and billing; speaks OpenMeter's API.",
@@ -74,6 +77,7 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
         lifespan=_lifespan(flusher, aside),
     )
     app.state.sessions = sessionmaker(engine, expire_on_commit=False)
+    app.state.clock = clock
     app.state.permits = asyncio.Semaphore(settings.connections)
     for area in (
         meters,
@@ -86,6 +90,7 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
         addons,
         plan_addons,
         backtest,
+        billing_runs,
         customers,
         subscriptions,
         subscription_addons,
@@ -99,11 +104,13 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
         events,
     ):
         app.include_router(area.router)
-    _add_health(app, aside)
+    if settings.test_clock is not None:
+        app.include_router(test_clock.router)
+    _add_health(app, aside, clock)
     _add_ingest(app)
     handle_errors(app)
     _document(app)
-    return _Front(app, keys, Ingest(flusher, settings.kong_subject))
+    return _Front(app, keys, Ingest(flusher, settings.kong_subject, clock))
 
 
 def _lifespan(flusher: Flusher, aside: Engine) -> Any:
@@ -117,7 +124,7 @@ def _lifespan(flusher: Flusher, aside: Engine) -> Any:
     return lifespan
 
 
-def _add_health(app: FastAPI, engine: Engine) -> None:
+def _add_health(app: FastAPI, engine: Engine, clock: Clock) -> None:
     @app.get("/healthz", include_in_schema=False)
     async def alive() -> Response:
         return PlainTextResponse("ok")
@@ -128,7 +135,7 @@ def _add_health(app: FastAPI, engine: Engine) -> None:
             connection.execute(text("SELECT 1"))
         return PlainTextResponse("ok")
 
-    metrics = Metrics(engine, clock.now)
+    metrics = Metrics(engine, clock)
 
     @app.get("/metrics", include_in_schema=False, dependencies=[reader])
     def numbers() -> Response:

@@ -8,6 +8,7 @@ import asyncio
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import repeat
 from typing import Any, NoReturn, TypeVar
 
@@ -15,7 +16,7 @@ import structlog
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope
 
-from api import clock
+from api.clock import Clock
 from api.flusher import Flusher
 from api.http.auth import authorize
 from api.http.problems import PROBLEM_RESPONSES, PayloadTooLargeError
@@ -46,6 +47,7 @@ T = TypeVar("T")
 class Ingest:
     flusher: Flusher
     kong_subject: Sequence[SubjectRule]
+    clock: Clock
 
     def takes(self, scope: Scope) -> bool:
         path = scope["path"]
@@ -68,11 +70,12 @@ class Ingest:
         content = CONTENT_TYPES.get(content_type.partition(";")[0].strip().lower())
         if content is None:
             _refuse_content_type(content_type)
-        await self.flusher.store([await _aside_if_large(_events_of, body, content)])
+        await self.flusher.store([await _aside_if_large(_events_of, body, content, await self.clock.read())])
         return _STORED
 
     async def _kong(self, gateway: str, body: bytes) -> Response:
-        groups, bad = await _aside_if_large(_kong_entries_of, body, gateway, self.kong_subject)
+        now = await self.clock.read()
+        groups, bad = await _aside_if_large(_kong_entries_of, body, gateway, self.kong_subject, now)
         receipt = await self.flusher.store(groups, quarantined=[(gateway, entry) for entry in bad])
         if bad:
             log.warning("quarantined", gateway=gateway, entries=len(bad), first=bad[0].reason)
@@ -87,15 +90,13 @@ async def _aside_if_large(decode: Callable[..., T], body: bytes, *arguments: obj
     return decode(body, *arguments)
 
 
-def _events_of(body: bytes, content: Content) -> Batch:
-    now = clock.now()
+def _events_of(body: bytes, content: Content, now: datetime) -> Batch:
     return keyed(zip(decode_events(body, content=content, now=now), repeat(now)))
 
 
 def _kong_entries_of(
-    body: bytes, gateway: str, rules: Sequence[SubjectRule]
+    body: bytes, gateway: str, rules: Sequence[SubjectRule], now: datetime
 ) -> tuple[list[Batch], list[QuarantinedEntry]]:
-    now = clock.now()
     sent = decode_entries(body)
     if len(sent) > MAX_ENTRIES:
         raise too_many_entries()

@@ -7,8 +7,6 @@ from typing import Annotated
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
-from api import clock
-
 __all__ = ["Now", "Snapshot", "Transaction"]
 
 
@@ -24,9 +22,10 @@ def _snapshot(request: Request) -> Iterator[Session]:
         yield session
 
 
-async def _now() -> datetime:
-    """Asynchronous, so that reading a clock takes no thread."""
-    return clock.now()
+async def _now(request: Request) -> datetime:
+    """Asynchronous, so that reading the system's clock takes no thread."""
+    now: datetime = await request.app.state.clock.read()
+    return now
 
 
 # FastAPI ends a plain dependency after the answer has been sent, when it is too late to report a failed
