@@ -8,10 +8,12 @@ from alembic.autogenerate.api import AutogenContext
 import api.keys
 import billing.invoice
 import billing.numbering
+import billing.payments
 import billing.pending
 import billing.runs
 import billing.subscription_addons
 import billing.subscriptions
+import billing.tax_rates
 import billing.test_clock
 import catalog.llm_prices
 import catalog.plans
@@ -26,10 +28,12 @@ TABLES = (
     api.keys,
     billing.invoice,
     billing.numbering,
+    billing.payments,
     billing.pending,
     billing.runs,
     billing.subscription_addons,
     billing.subscriptions,
+    billing.tax_rates,
     billing.test_clock,
     catalog.llm_prices,
     catalog.plans,

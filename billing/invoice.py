@@ -5,9 +5,10 @@ then, less what the lines before it billed. A unique index says that no number i
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import ForeignKey, Index, Text, select
 from sqlalchemy.dialects.postgresql import JSONB
@@ -17,13 +18,33 @@ from billing.app import App
 from billing.invoice_state import Facts, Status
 from billing.profile import Party
 from billing.rating import DetailedLine, Totals
+from billing.tax import LineTax
 from billing.workflow import Workflow
 from catalog.rate_card import RateCard
 from metering.database import Base, Id, Instant, ValueType
 from metering.errors import NotFoundError
 from metering.period import Period
+from metering.wire import WIRE
 
-__all__ = ["Invoice", "InvoiceLine", "InvoiceNotFoundError", "get_invoice", "lines_by_identity"]
+__all__ = [
+    "Invoice",
+    "InvoiceLine",
+    "InvoiceNotFoundError",
+    "Preceding",
+    "get_invoice",
+    "lines_by_identity",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preceding:
+    """The invoice that a credit note is against, as it was issued, and why it is."""
+
+    __pydantic_config__: ClassVar = WIRE
+
+    number: str
+    issued_at: datetime
+    reason: str
 
 
 class _Sums:
@@ -53,7 +74,10 @@ class _Sums:
 
 
 class Invoice(_Sums, Base):
-    """`supplier`, `customer` and `workflow` are as they were when it was made."""
+    """`supplier`, `customer` and `workflow` are as they were when it was made.
+
+    `preceding_id`: it is a credit note made by hand against that invoice.
+    """
 
     __tablename__ = "invoices"
     __table_args__ = (
@@ -76,6 +100,8 @@ class Invoice(_Sums, Base):
     workflow: Mapped[Workflow] = mapped_column(ValueType(Workflow))
     validation_issues: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
     external_ids: Mapped[dict[str, str]]
+    preceding_id: Mapped[Id | None] = mapped_column(ForeignKey("invoices.id"), index=True)
+    preceding: Mapped[Preceding | None] = mapped_column(ValueType(Preceding))
     period_start: Mapped[Instant | None]
     period_end: Mapped[Instant | None]
     collection_at: Mapped[Instant | None]
@@ -111,6 +137,7 @@ class InvoiceLine(_Sums, Base):
     `usage` is what the charge was rated by, all that was used by then; `share` the part of a full period a
     flat price was charged for; `last` whether nothing more was to be used. With `rate_card` and the lines
     before it, it can be computed again. `released_at`: it was voided, and its charge may be billed anew.
+    `credited_line_id`: a credit note made by hand gives back of that line.
     """
 
     __tablename__ = "invoice_lines"
@@ -145,7 +172,8 @@ class InvoiceLine(_Sums, Base):
     usage_discount: Mapped[Decimal]
     usage_discount_before: Mapped[Decimal]
     details: Mapped[tuple[DetailedLine, ...]] = mapped_column(ValueType(tuple[DetailedLine, ...]))
-    taxes: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    taxes: Mapped[tuple[LineTax, ...]] = mapped_column(ValueType(tuple[LineTax, ...]))
+    credited_line_id: Mapped[Id | None] = mapped_column(ForeignKey("invoice_lines.id"), index=True)
     released_at: Mapped[Instant | None]
     created_at: Mapped[Instant]
     updated_at: Mapped[Instant]

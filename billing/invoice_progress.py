@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from billing.invoice import Invoice
 from billing.invoice_state import OPEN, TRANSITIONS, Status, Trigger, actions_of, after
+from billing.invoice_tax import RATE_MISSING, tax_and_sum_up
 from billing.invoicing import recompute
 from billing.numbering import final_numbers, prefix_of
 from billing.provider import GIVEN_NUMBER, provider_of
@@ -87,6 +88,18 @@ def _snapshot(session: Session, invoices: Sequence[Invoice], now: datetime) -> N
         invoice.quantity_snapshotted_at = now
 
 
+def _update(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    """Somebody has changed it."""
+    recompute(session, invoices, now=now)
+
+
+def _tax_again(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    """Perhaps what was missing is there by now. Where taxes are enforced, nobody can retry past them."""
+    untaxed = [one for one in invoices if any(i["code"] == RATE_MISSING for i in one.validation_issues)]
+    if untaxed:
+        tax_and_sum_up(session, untaxed, now=now)
+
+
 def _upsert_draft(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
     for invoice in invoices:
         provider_of(invoice).upsert_draft(session, invoice, now=now)
@@ -135,7 +148,9 @@ def _delete(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
 
 
 _ENTERED: Mapping[Status, Callable[[Session, Sequence[Invoice], datetime], None]] = {
+    "draft.updating": _update,
     "draft.collecting": _snapshot,
+    "draft.validating": _tax_again,
     "draft.syncing": _upsert_draft,
     "issuing.line_finalization": _issue,
     "issuing.syncing": _finalize,

@@ -28,13 +28,13 @@ from billing.due import (
 )
 from billing.invoice import Invoice, InvoiceLine
 from billing.invoice_state import EDITABLE
+from billing.invoice_tax import tax_and_sum_up
 from billing.numbering import draft_numbers, prefix_of
 from billing.profile import Party
-from billing.rating import Totals, add_totals
-from billing.workflow import duration_of
+from billing.workflow import Workflow, duration_of
 from metering.ids import new_id
 
-__all__ = ["collect", "recompute"]
+__all__ = ["collect", "draft_until", "line_of", "number_drafts", "recompute"]
 
 
 def collect(
@@ -58,7 +58,8 @@ def collect(
         for payer in payers
         for currency, lines in _by_currency(due.get(payer.customer.id, ())).items()
     ]
-    _number(session, drafts)
+    tax_and_sum_up(session, drafts, now=now)
+    number_drafts(session, drafts)
     session.add_all(drafts)
     for payer in payers if only is None else ():  # what was not asked for stays due
         _look_ahead(payer)
@@ -112,10 +113,9 @@ def _draft(payer: Payer, currency: str, lines: Sequence[DueLine], now: datetime)
         external_ids={},
         created_at=now,
         updated_at=now,
-        lines=[_line(line, position, now) for position, line in enumerate(lines)],
+        lines=[line_of(line, position, now) for position, line in enumerate(lines)],
     )
     _schedule(invoice, lines)
-    _sum_up(invoice)
     return invoice
 
 
@@ -132,7 +132,7 @@ def party_of(customer: Customer) -> Party:
     )
 
 
-def _line(line: DueLine, position: int, now: datetime) -> InvoiceLine:
+def line_of(line: DueLine, position: int, now: datetime) -> InvoiceLine:
     one = line.billable
     row = InvoiceLine(
         id=new_id(now),
@@ -148,7 +148,7 @@ def _line(line: DueLine, position: int, now: datetime) -> InvoiceLine:
         item_id=one.item_id,
         feature_id=one.feature_id,
         rate_card=one.rate_card,
-        taxes=[],
+        taxes=(),
         created_at=now,
         updated_at=now,
     )
@@ -176,17 +176,17 @@ def _schedule(invoice: Invoice, lines: Sequence[DueLine]) -> None:
     waiting = [line.invoice_at for line in lines if line.billable.metered and not line.correction]
     if waiting:
         invoice.collection_at = duration_of(settings.collection.interval).after(max(waiting))
-    ready = max(invoice.created_at, invoice.collection_at or invoice.created_at)
-    invoice.draft_until = duration_of(settings.invoicing.draft_period).after(ready).replace(microsecond=0)
+    invoice.draft_until = draft_until(invoice, settings)
     invoice.period_start = min(line.period.start for line in lines)
     invoice.period_end = max(line.period.end for line in lines)
 
 
-def _sum_up(invoice: Invoice) -> None:
-    invoice.totals = add_totals(line.totals for line in invoice.lines) if invoice.lines else Totals()
+def draft_until(invoice: Invoice, settings: Workflow) -> datetime:
+    ready = max(invoice.created_at, invoice.collection_at or invoice.created_at)
+    return duration_of(settings.invoicing.draft_period).after(ready).replace(microsecond=0)
 
 
-def _number(session: Session, drafts: Sequence[Invoice]) -> None:
+def number_drafts(session: Session, drafts: Sequence[Invoice]) -> None:
     for draft, number in zip(drafts, draft_numbers(session, len(drafts)), strict=True):
         draft.number = f"DRAFT-{prefix_of(draft.customer.name or '')}-{number}"
 
@@ -221,6 +221,6 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
             invoice.lines.remove(row)
             session.delete(row)
     for invoice in invoices:
-        _sum_up(invoice)
         if invoice.quantity_snapshotted_at is not None:
             invoice.quantity_snapshotted_at = now
+    tax_and_sum_up(session, invoices, now=now)
