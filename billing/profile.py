@@ -3,27 +3,30 @@
 Rows and lookup; profile_changes.py makes and changes them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
-from sqlalchemy import ForeignKey, Index, select
-from sqlalchemy.orm import Mapped, Session, joinedload, mapped_column, relationship
+from sqlalchemy import ForeignKey, Index, and_, func, or_, select, true
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, joinedload, mapped_column, relationship
 
 from billing.app import App
 from billing.customer import Address
 from billing.workflow import Workflow
 from metering.database import Base, Id, Instant, ValueType
-from metering.errors import NotFoundError
+from metering.errors import Issue, NotFoundError
 from metering.wire import WIRE
 
 __all__ = [
+    "IS_DEFAULT",
     "BillingProfile",
     "CustomerOverride",
     "Party",
     "ProfileNotFoundError",
+    "ProfileOrder",
     "TaxIdentity",
     "get_profile",
+    "list_profiles",
     "profiles_of",
 ]
 
@@ -85,6 +88,10 @@ class CustomerOverride(Base):
     updated_at: Mapped[Instant]
 
 
+IS_DEFAULT = and_(BillingProfile.is_default, BillingProfile.deleted_at.is_(None))
+ProfileOrder = Literal["createdAt", "updatedAt", "default", "name"]
+
+
 class ProfileNotFoundError(NotFoundError):
     pass
 
@@ -92,21 +99,50 @@ class ProfileNotFoundError(NotFoundError):
 def get_profile(session: Session, profile_id: str | None, *, lock: bool = False) -> BillingProfile:
     """By id, deleted ones too; None: the default one."""
     query = select(BillingProfile).options(joinedload(BillingProfile.app))
-    if profile_id is None:
-        query = query.where(BillingProfile.is_default, BillingProfile.deleted_at.is_(None))
-    else:
-        query = query.where(BillingProfile.id == profile_id)
+    query = query.where(IS_DEFAULT if profile_id is None else BillingProfile.id == profile_id)
     if profile := session.scalar(query.with_for_update(of=BillingProfile) if lock else query):
         return profile
     which = "default billing profile" if profile_id is None else f"billing profile {profile_id!r}"
-    raise ProfileNotFoundError(f"no {which}")
+    code = "default_profile_not_found" if profile_id is None else "profile_not_found"
+    raise ProfileNotFoundError(f"no {which}", Issue(code=code, message=f"no {which}"))
 
 
 def profiles_of(session: Session, customer_ids: Iterable[str]) -> dict[str, BillingProfile]:
-    """The profile that each customer is invoiced by."""
+    """The profile that each customer is invoiced by; two questions, however many there are."""
     ids = set(customer_ids)
-    pins = session.scalars(select(CustomerOverride).where(CustomerOverride.customer_id.in_(ids))).all()
-    pinned = {pin.customer_id: pin.billing_profile_id for pin in pins}
-    wanted = {pinned.get(customer_id) for customer_id in ids}
-    found = {profile_id: get_profile(session, profile_id) for profile_id in wanted}
-    return {customer_id: found[pinned.get(customer_id)] for customer_id in ids}
+    pins = session.scalars(select(CustomerOverride).where(CustomerOverride.customer_id.in_(ids)))
+    pinned = {pin.customer_id: pin.billing_profile_id for pin in pins if pin.billing_profile_id}
+    query = select(BillingProfile).options(joinedload(BillingProfile.app))
+    wanted = or_(IS_DEFAULT, BillingProfile.id.in_(set(pinned.values())))
+    found = {profile.id: profile for profile in session.scalars(query.where(wanted))}
+    default = next((one for one in found.values() if one.is_default and not one.deleted_at), None)
+    return {
+        id_: found[pinned[id_]] if id_ in pinned else default or get_profile(session, None) for id_ in ids
+    }
+
+
+def list_profiles(
+    session: Session,
+    *,
+    include_archived: bool = False,
+    order_by: ProfileOrder | None = None,
+    descending: bool = False,
+    offset: int = 0,
+    limit: int = 100,
+) -> tuple[Sequence[BillingProfile], int]:
+    """One page, in the order they were made unless ordered otherwise, and how many there are."""
+    living = true() if include_archived else BillingProfile.deleted_at.is_(None)
+    count = session.scalar(select(func.count()).select_from(BillingProfile).where(living)) or 0
+    order = [_ORDERS[order_by]] if order_by else []
+    order.append(BillingProfile.id)
+    query = select(BillingProfile).options(joinedload(BillingProfile.app)).where(living)
+    query = query.order_by(*(column.desc() if descending else column.asc() for column in order))
+    return session.scalars(query.offset(offset).limit(limit)).all(), count
+
+
+_ORDERS: Mapping[ProfileOrder, InstrumentedAttribute[Any]] = {
+    "createdAt": BillingProfile.created_at,
+    "updatedAt": BillingProfile.updated_at,
+    "default": BillingProfile.is_default,
+    "name": BillingProfile.name,
+}

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from billing.app import SANDBOX_WISH
 from billing.invoice import Invoice
-from billing.invoice_state import Trigger
+from billing.invoice_state import Facts, Trigger
 
 __all__ = [
     "DRAFT_SYNCED",
@@ -22,6 +22,7 @@ __all__ = [
     "CustomInvoicing",
     "Provider",
     "Sandbox",
+    "facts_of",
     "provider_of",
 ]
 
@@ -131,3 +132,8 @@ _PROVIDERS: Mapping[str, Provider] = MappingProxyType(
 
 def provider_of(invoice: Invoice) -> Provider:
     return _PROVIDERS[invoice.app.type]
+
+
+def facts_of(invoice: Invoice, now: datetime) -> Facts:
+    """What holds the invoice back, its app included."""
+    return invoice.facts(now, synced=provider_of(invoice).confirmed(invoice))

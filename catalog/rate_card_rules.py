@@ -31,6 +31,7 @@ __all__ = [
     "check_name",
     "check_rate_card",
     "check_rate_cards",
+    "check_tax",
     "interval_of",
 ]
 
@@ -89,7 +90,7 @@ def check_rate_card(
             card.entitlement_template, path, billing_cadence=card.billing_cadence
         )
     if card.tax_config is not None:
-        yield from _tax_issues(card.tax_config, f"{where}.taxConfig")
+        yield from check_tax(card.tax_config, f"{where}.taxConfig")
 
 
 def _price_issues(price: Price | None, path: str) -> Iterator[Issue]:
@@ -191,7 +192,7 @@ def check_cadence(card: RateCard, where: str, plan_cadence: str | None) -> Itera
         yield warning("rate_card_billing_cadence_unaligned", message, field, f"Use {plan_cadence}.")
 
 
-def _tax_issues(tax: TaxConfig, path: str) -> Iterator[Issue]:
+def check_tax(tax: TaxConfig, path: str) -> Iterator[Issue]:
     if tax.stripe is not None and not STRIPE_TAX_CODE.fullmatch(tax.stripe.code):
         message, hint = f"{tax.stripe.code!r} is no tax code of Stripe", "Write txcd_ and eight digits."
         yield critical("tax_config_invalid_stripe_code", message, f"{path}.stripe.code", hint)

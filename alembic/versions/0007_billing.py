@@ -18,8 +18,6 @@ def upgrade() -> None:
     _subscription_addons()
     _profiles()
     _invoices()
-    _tax_rates()
-    _payments()
     _runs()
 
 
@@ -93,6 +91,13 @@ def _profiles() -> None:
         sa.Column("updated_at", INSTANT, nullable=False),
         sa.Column("deleted_at", INSTANT, nullable=True),
         sa.PrimaryKeyConstraint("id", name="apps_pkey"),
+    )
+    op.create_index(
+        "apps_sandbox_key",
+        "apps",
+        ["type"],
+        unique=True,
+        postgresql_where=sa.text("type = 'sandbox' AND deleted_at IS NULL"),
     )
     op.create_table(
         "billing_profiles",
@@ -210,13 +215,6 @@ def _invoices() -> None:
         sa.Column("due_at", INSTANT, nullable=True),
         sa.Column("next_action_at", INSTANT, nullable=True),
         sa.Column("quantity_snapshotted_at", INSTANT, nullable=True),
-        sa.Column(
-            "preceding_id",
-            ID,
-            sa.ForeignKey("invoices.id", name="invoices_preceding_id_fkey"),
-            nullable=True,
-        ),
-        sa.Column("preceding", JSONB(), nullable=True),
         sa.Column("issued_at", INSTANT, nullable=True),
         sa.Column("sent_to_customer_at", INSTANT, nullable=True),
         sa.Column("voided_at", INSTANT, nullable=True),
@@ -235,7 +233,6 @@ def _invoices() -> None:
         postgresql_where=sa.text("next_action_at IS NOT NULL"),
     )
     _invoice_lines()
-    op.create_index("invoices_preceding_id_idx", "invoices", ["preceding_id"])
 
 
 def _invoice_lines() -> None:
@@ -310,12 +307,6 @@ def _invoice_lines() -> None:
         sa.PrimaryKeyConstraint("id", name="invoice_lines_pkey"),
     )
     op.create_index("invoice_lines_invoice_id_idx", "invoice_lines", ["invoice_id"])
-        sa.Column(
-            "credited_line_id",
-            ID,
-            sa.ForeignKey("invoice_lines.id", name="invoice_lines_credited_line_id_fkey"),
-            nullable=True,
-        ),
     op.create_index("invoice_lines_identity_key", "invoice_lines", ["identity", "sequence"], unique=True)
     op.create_index("invoice_lines_subscription_id_idx", "invoice_lines", ["subscription_id"])
 
@@ -323,7 +314,6 @@ def _invoice_lines() -> None:
 def _runs() -> None:
     op.create_table(
         "billing_runs",
-    op.create_index("invoice_lines_credited_line_id_idx", "invoice_lines", ["credited_line_id"])
         sa.Column("id", ID, nullable=False),
         sa.Column("now", INSTANT, nullable=False),
         sa.Column("started_at", INSTANT, nullable=False),
@@ -368,52 +358,8 @@ def downgrade() -> None:
         "pending_lines",
         "invoices",
         "number_sequences",
-def _tax_rates() -> None:
-    op.create_table(
-        "tax_rates",
-        sa.Column("id", ID, nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("code", sa.Text(), nullable=True),
-        sa.Column("country", sa.Text(), nullable=False),
-        sa.Column("state", sa.Text(), nullable=True),
-        sa.Column("percent", sa.Numeric(), nullable=False),
-        sa.Column("valid_from", INSTANT, nullable=False),
-        sa.Column("valid_to", INSTANT, nullable=True),
-        sa.Column("metadata", JSONB(), nullable=True),
-        sa.Column("created_at", INSTANT, nullable=False),
-        sa.Column("updated_at", INSTANT, nullable=False),
-        sa.Column("deleted_at", INSTANT, nullable=True),
-        sa.PrimaryKeyConstraint("id", name="tax_rates_pkey"),
-    )
-    op.create_index("tax_rates_country_idx", "tax_rates", ["country"])
-
-
-def _payments() -> None:
-    op.create_table(
-        "payments",
-        sa.Column("id", ID, nullable=False),
-        sa.Column(
-            "invoice_id",
-            ID,
-            sa.ForeignKey("invoices.id", name="payments_invoice_id_fkey"),
-            nullable=False,
-        ),
-        sa.Column("amount", sa.Numeric(), nullable=False),
-        sa.Column("received_at", INSTANT, nullable=False),
-        sa.Column("method", sa.Text(), nullable=True),
-        sa.Column("reference", sa.Text(), nullable=True),
-        sa.Column("note", sa.Text(), nullable=True),
-        sa.Column("created_at", INSTANT, nullable=False),
-        sa.PrimaryKeyConstraint("id", name="payments_pkey"),
-    )
-    op.create_index("payments_invoice_id_idx", "payments", ["invoice_id"])
-    op.create_index("payments_reference_key", "payments", ["invoice_id", "reference"], unique=True)
-
-
         "customer_overrides",
         "billing_profiles",
-    op.drop_table("payments")
-    op.drop_table("tax_rates")
         "apps",
     ):
         op.drop_table(table)

@@ -16,7 +16,7 @@ from billing.customer import Address, Customer, get_customer, list_customers
 from billing.customer_changes import CustomerDetails
 from billing.subscriptions import Subscription, SubscriptionStatus, subscriptions_of
 
-__all__ = ["router"]
+__all__ = ["CustomerBody", "customer_bodies", "router"]
 
 router = APIRouter(prefix="/api/v1/customers", tags=["Customers"], route_class=ExactRoute)
 
@@ -73,7 +73,7 @@ class SubscriptionPage(Page):
     items: list[SubscriptionBody]
 
 
-def _bodies(
+def customer_bodies(
     session: Session, customers: list[Customer], now: datetime, *, expand: bool = False
 ) -> list[CustomerBody]:
     """With the subscriptions of all of them read at once."""
@@ -109,7 +109,7 @@ Expand = Annotated[list[Literal["subscriptions"]] | None, Query()]
 @router.post("", operation_id="createCustomer", status_code=201, dependencies=[admin])
 def create(session: Transaction, now: Now, body: CustomerReplaceUpdate) -> CustomerBody:
     customer = customer_changes.create_customer(session, body.details, now=now)
-    return _bodies(session, [customer], now)[0]
+    return customer_bodies(session, [customer], now)[0]
 
 
 @router.get("", operation_id="listCustomers", dependencies=[reader])
@@ -136,7 +136,7 @@ def list_all(
         include_deleted=include_deleted,
         **page_of(page, page_size),
     )
-    items = _bodies(session, list(found), now, expand=bool(expand))
+    items = customer_bodies(session, list(found), now, expand=bool(expand))
     return CustomerPage(total_count=count, page=page, page_size=page_size, items=items)
 
 
@@ -148,7 +148,7 @@ def get(
     expand: Expand = None,
 ) -> CustomerBody:
     """By id, else by key, else by one of its subjects."""
-    return _bodies(
+    return customer_bodies(
         session, [get_customer(session, customerIdOrKey, by_subject=True)], now, expand=bool(expand)
     )[0]
 
@@ -162,7 +162,7 @@ def update(
 ) -> CustomerBody:
     """Replace everything: what is left out is cleared."""
     customer = get_customer(session, customerIdOrKey, lock=True)
-    return _bodies(
+    return customer_bodies(
         session, [customer_changes.update_customer(session, customer, body.details, now=now)], now
     )[0]
 

@@ -32,6 +32,7 @@ from billing.gathering import GatheringInvoice, gathering_id
 from billing.invoice import Invoice, InvoiceLine
 from billing.invoice_state import EDITABLE, FAILED, actions_of, short
 from billing.profile import Party as PartyValue
+from billing.provider import facts_of
 from billing.rating import NO_DISCOUNTS, Rating
 from billing.workflow import Workflow
 from catalog.rate_card import RateCard
@@ -166,7 +167,7 @@ def invoice_body(
     invoice: Invoice, customers: Mapping[str, Customer], now: datetime, *, lines: bool
 ) -> InvoiceBody:
     """As it is stored; whose subjects its customer has is of today."""
-    facts = invoice.facts(now)
+    facts = facts_of(invoice, now)
     actions = {
         name: ActionDetails(resulting_state=state)
         for name, state in actions_of(invoice.status, facts).items()
