@@ -12,10 +12,10 @@ from fractions import Fraction
 from typing import Any, Literal, Protocol
 
 from billing.pricing import NOTHING, Usage
-from billing.rating import NO_DISCOUNTS, DetailedLine, Rating, Terms, Totals, difference, settle
+from billing.rating import DetailedLine, Rating, Terms, Totals, difference, settle
 from billing.timeline import Charge
 from catalog.price import FlatPrice, Price
-from catalog.rate_card import RateCard, UsageBasedRateCard
+from catalog.rate_card import RateCard
 from metering.exact import plain
 from metering.ids import derived_id
 from metering.period import Period
@@ -83,15 +83,7 @@ class Billable:
 
     @property
     def terms(self) -> Terms:
-        card = self.rate_card
-        return Terms(
-            price=self.price,
-            name=card.name,
-            currency=self.currency,
-            discounts=card.discounts or NO_DISCOUNTS,
-            unit_config=card.unit_config if isinstance(card, UsageBasedRateCard) else None,
-            share=self.share,
-        )
+        return Terms.of(self.rate_card, self.price, currency=self.currency, share=self.share)
 
 
 class BilledLine(Protocol):

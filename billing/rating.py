@@ -18,6 +18,7 @@ from billing.pricing import NOTHING, ZERO, Part, Usage, parts
 from catalog.discount import Discounts
 from catalog.money import round_money
 from catalog.price import FlatPrice, Price
+from catalog.rate_card import RateCard, UsageBasedRateCard
 from catalog.unit_config import UnitConfig
 from metering.exact import EXACT, plain, total
 
@@ -54,6 +55,17 @@ class Terms:
     discounts: Discounts = NO_DISCOUNTS
     unit_config: UnitConfig | None = None
     share: Fraction = Fraction(1)
+
+    @staticmethod
+    def of(card: RateCard, price: Price, *, currency: str, share: Fraction) -> "Terms":
+        return Terms(
+            price=price,
+            name=card.name,
+            currency=currency,
+            discounts=card.discounts or NO_DISCOUNTS,
+            unit_config=card.unit_config if isinstance(card, UsageBasedRateCard) else None,
+            share=share,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from fractions import Fraction
 from itertools import islice
 
-from billing.rating import NO_DISCOUNTS, Terms
+from billing.rating import Terms
 from catalog.interval import Interval, parse_interval
 from catalog.price import FlatPrice, Price
-from catalog.rate_card import RateCard, UsageBasedRateCard
+from catalog.rate_card import RateCard
 from metering.errors import InvalidError, Issue
 from metering.period import Period
 
@@ -78,15 +78,7 @@ class Charge:
 
     @property
     def terms(self) -> Terms:
-        card = self.item.rate_card
-        return Terms(
-            price=self.price,
-            name=card.name,
-            currency=self.currency,
-            discounts=card.discounts or NO_DISCOUNTS,
-            unit_config=card.unit_config if isinstance(card, UsageBasedRateCard) else None,
-            share=self.share,
-        )
+        return Terms.of(self.item.rate_card, self.price, currency=self.currency, share=self.share)
 
 
 _TICK = datetime.resolution
