@@ -18,6 +18,8 @@ def upgrade() -> None:
     _subscription_addons()
     _profiles()
     _invoices()
+    _tax_rates()
+    _payments()
     _runs()
 
 
@@ -208,6 +210,13 @@ def _invoices() -> None:
         sa.Column("workflow", JSONB(), nullable=False),
         sa.Column("validation_issues", JSONB(), nullable=False),
         sa.Column("external_ids", JSONB(), nullable=False),
+        sa.Column(
+            "preceding_id",
+            ID,
+            sa.ForeignKey("invoices.id", name="invoices_preceding_id_fkey"),
+            nullable=True,
+        ),
+        sa.Column("preceding", JSONB(), nullable=True),
         sa.Column("period_start", INSTANT, nullable=True),
         sa.Column("period_end", INSTANT, nullable=True),
         sa.Column("collection_at", INSTANT, nullable=True),
@@ -226,6 +235,7 @@ def _invoices() -> None:
     )
     op.create_index("invoices_number_key", "invoices", ["number"], unique=True)
     op.create_index("invoices_customer_id_idx", "invoices", ["customer_id"])
+    op.create_index("invoices_preceding_id_idx", "invoices", ["preceding_id"])
     op.create_index(
         "invoices_next_action_at_idx",
         "invoices",
@@ -300,6 +310,12 @@ def _invoice_lines() -> None:
         sa.Column("usage_discount_before", sa.Numeric(), nullable=False),
         sa.Column("details", JSONB(), nullable=False),
         sa.Column("taxes", JSONB(), nullable=False),
+        sa.Column(
+            "credited_line_id",
+            ID,
+            sa.ForeignKey("invoice_lines.id", name="invoice_lines_credited_line_id_fkey"),
+            nullable=True,
+        ),
         *(sa.Column(name, sa.Numeric(), nullable=False) for name in TOTALS),
         sa.Column("released_at", INSTANT, nullable=True),
         sa.Column("created_at", INSTANT, nullable=False),
@@ -307,6 +323,7 @@ def _invoice_lines() -> None:
         sa.PrimaryKeyConstraint("id", name="invoice_lines_pkey"),
     )
     op.create_index("invoice_lines_invoice_id_idx", "invoice_lines", ["invoice_id"])
+    op.create_index("invoice_lines_credited_line_id_idx", "invoice_lines", ["credited_line_id"])
     op.create_index("invoice_lines_identity_key", "invoice_lines", ["identity", "sequence"], unique=True)
     op.create_index("invoice_lines_subscription_id_idx", "invoice_lines", ["subscription_id"])
 
@@ -351,8 +368,52 @@ def _no_runs() -> None:
         op.drop_table(table)
 
 
+def _tax_rates() -> None:
+    op.create_table(
+        "tax_rates",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("code", sa.Text(), nullable=True),
+        sa.Column("country", sa.Text(), nullable=False),
+        sa.Column("state", sa.Text(), nullable=True),
+        sa.Column("percent", sa.Numeric(), nullable=False),
+        sa.Column("valid_from", INSTANT, nullable=False),
+        sa.Column("valid_to", INSTANT, nullable=True),
+        sa.Column("metadata", JSONB(), nullable=True),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("updated_at", INSTANT, nullable=False),
+        sa.Column("deleted_at", INSTANT, nullable=True),
+        sa.PrimaryKeyConstraint("id", name="tax_rates_pkey"),
+    )
+    op.create_index("tax_rates_country_idx", "tax_rates", ["country"])
+
+
+def _payments() -> None:
+    op.create_table(
+        "payments",
+        sa.Column("id", ID, nullable=False),
+        sa.Column(
+            "invoice_id",
+            ID,
+            sa.ForeignKey("invoices.id", name="payments_invoice_id_fkey"),
+            nullable=False,
+        ),
+        sa.Column("amount", sa.Numeric(), nullable=False),
+        sa.Column("received_at", INSTANT, nullable=False),
+        sa.Column("method", sa.Text(), nullable=True),
+        sa.Column("reference", sa.Text(), nullable=True),
+        sa.Column("note", sa.Text(), nullable=True),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.PrimaryKeyConstraint("id", name="payments_pkey"),
+    )
+    op.create_index("payments_invoice_id_idx", "payments", ["invoice_id"])
+    op.create_index("payments_reference_key", "payments", ["invoice_id", "reference"], unique=True)
+
+
 def downgrade() -> None:
     _no_runs()
+    op.drop_table("payments")
+    op.drop_table("tax_rates")
     for table in (
         "invoice_lines",
         "pending_lines",
