@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from functools import reduce
-from itertools import pairwise
 from typing import ClassVar, TypeVar
 
 from billing.contract_edits import ContractSpec, Sale, SpecItem, SpecPhase, sell
@@ -80,9 +79,8 @@ def _sales(
     """What is sold under `key` from `at` until the phase ends; what does not change is one sale."""
     sales: list[Sale] = []
     before = next((_going_on(each, at) for each in phase.items if each.key == key and each.lasts(at)), None)
-    for start, end in pairwise([*_cuts(phase, items, addons, at), phase.end]):
-        if start is None:
-            continue
+    cuts = [*_cuts(phase, items, addons, at)]
+    for start, end in zip(cuts, [*cuts[1:], phase.end], strict=True):
         item = next((each for each in items if each.sold_at(start)), None)
         sale = _sale(item, _parts(key, addons, start), start, end, before)
         if sale and sales and sale == replace(sales[-1], start=start, end=end) and before:

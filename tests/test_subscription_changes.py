@@ -36,6 +36,7 @@ from billing.subscriptions import (
     Subscription,
     SubscriptionNotFoundError,
     SubscriptionPhase,
+    billing_period,
     create_subscription,
     get_subscription,
     subscriptions_of,
@@ -44,6 +45,7 @@ from billing.timeline import charges
 from catalog.plans import Plan, archive_plan, get_plan
 from catalog.rate_card import RateCard
 from metering.errors import InvalidError, TollgateError
+from metering.period import Period
 from tests.builders import (
     START,
     a_customer,
@@ -301,7 +303,11 @@ def test_an_edit_is_written_as_dated_rows(session: Session) -> None:
     one = signed(session, phase(fee("10"), fee(key="x")))
     one.next_billing_at = APRIL
     ids = [item.id for item in one.phases[0].items]
-    edits: list[ContractEdit] = [add(fee("20")), RemoveItem(op="remove_item", phase_key="main", item_key="x"), add(per_unit())]
+    edits: list[ContractEdit] = [
+        add(fee("20")),
+        RemoveItem(op="remove_item", phase_key="main", item_key="x"),
+        add(per_unit()),
+    ]
     edit_subscription(session, one.id, edits, now=NOW)
     one = stored(session, one)
     assert rows(one) == [
@@ -315,6 +321,27 @@ def test_an_edit_is_written_as_dated_rows(session: Session) -> None:
     assert items[3].feature_id is not None
     assert (items[0].created_at, items[0].updated_at, items[1].created_at) == (START, NOW, NOW)
     assert one.next_billing_at == NOW
+
+
+def test_what_a_phase_sells_depends_on_when_it_is_asked(session: Session) -> None:
+    one = signed(session, phase(fee("10"), key="trial", duration="P3M"), phase(fee("9"), key="paid"))
+    edit_subscription(session, one.id, [add(fee("20"), "trial")], now=NOW)
+    trial, paid = stored(session, one).phases
+    asked = [START - DAY, START, NOW - DAY, NOW, APRIL, APRIL + 99 * DAY]
+    assert [[item.version for item in trial.items_at(moment)] for moment in asked] == [[0]] * 3 + [[1]] * 3
+    assert [[item.version for item in paid.items_at(moment)] for moment in asked] == [[0]] * 6
+
+
+def test_a_billing_period_stays_within_its_phase_and_the_contract(session: Session) -> None:
+    one = signed(session, phase(fee(), key="trial", duration="P80D"), phase(fee(), key="paid"))
+    change = START + 80 * DAY
+    assert billing_period(one, START - DAY) is None
+    assert billing_period(one, START) == Period(start=START, end=FEBRUARY)
+    assert billing_period(one, NOW) == Period(start=MARCH, end=change)
+    assert billing_period(one, change) == Period(start=change, end=APRIL)
+    cancel_subscription(session, one.id, timing=APRIL - DAY, now=NOW)
+    assert billing_period(one, change) == Period(start=change, end=APRIL - DAY)
+    assert billing_period(one, APRIL) is None
 
 
 def test_an_edit_may_wait_for_the_cycle(session: Session) -> None:
