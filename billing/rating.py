@@ -9,7 +9,7 @@ billed in any number of lines comes to the same as in one, to the cent, and reve
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from fractions import Fraction
 from typing import Literal
@@ -90,11 +90,11 @@ class DetailedLine:
 
     @property
     def discounted(self) -> Decimal:
-        return total(discount.amount for discount in self.discounts)
+        return total(discount.amount for discount in self.discounts) if self.discounts else ZERO
 
     @property
     def total(self) -> Decimal:
-        return EXACT.subtract(self.amount, self.discounted)
+        return EXACT.subtract(self.amount, self.discounted) if self.discounts else self.amount
 
     @property
     def description(self) -> str:
@@ -139,10 +139,10 @@ class Rating:
     quantity_before: Decimal = ZERO
     usage_discount: Decimal = ZERO
     usage_discount_before: Decimal = ZERO
+    totals: Totals = field(init=False)
 
-    @property
-    def totals(self) -> Totals:
-        return totals_of(self.details)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "totals", totals_of(self.details))
 
 
 def rate(terms: Terms, usage: Usage = NOTHING, *, before: Usage = NOTHING, last: bool = True) -> Rating:
