@@ -139,23 +139,31 @@ _INVOICE_SUM = _Check(
     ORDER BY i.id""",
 )
 
+_PARTS = ("amount", "charges", "discounts", "taxes_inclusive", "taxes_exclusive")
+
 _LINE_SUM = _Check(
     "line_total_mismatch",
-    "line {name!r} of invoice {number} says {stored}, its detailed lines add up to {summed}",
-    """
+    "line {name!r} of invoice {number} says {stored}, its detailed lines and taxes add up to {summed}",
+    f"""
     SELECT i.id AS invoice, i.number, l.id AS line, l.name,
-           concat_ws(' ', l.amount, l.charges, l.discounts) AS stored,
-           concat_ws(' ', s.amount, s.charges, s.discounts) AS summed
+           concat_ws(' ', {", ".join(f"l.{name}" for name in _PARTS)}) AS stored,
+           concat_ws(' ', {", ".join(f"s.{name}" for name in _PARTS)}) AS summed
     FROM invoices AS i JOIN invoice_lines AS l ON l.invoice_id = i.id CROSS JOIN LATERAL (
         SELECT coalesce(sum(d.amount) FILTER (WHERE d.category = 'regular'), 0) AS amount,
                coalesce(sum(d.amount) FILTER (WHERE d.category = 'commitment'), 0) AS charges,
-               coalesce(sum(d.discounts), 0) AS discounts
+               coalesce(sum(d.discounts), 0) AS discounts,
+               coalesce(sum(d.amount) FILTER (WHERE d.category = 'inclusive'), 0) AS taxes_inclusive,
+               coalesce(sum(d.amount) FILTER (WHERE d.category = 'exclusive'), 0) AS taxes_exclusive
         FROM (SELECT one ->> 'category' AS category, CAST(one ->> 'amount' AS numeric) AS amount,
                      (SELECT sum(CAST(off ->> 'amount' AS numeric))
                       FROM jsonb_array_elements(one -> 'discounts') AS off) AS discounts
-              FROM jsonb_array_elements(l.details) AS one) AS d
+              FROM jsonb_array_elements(l.details) AS one
+              UNION ALL
+              SELECT tax ->> 'behavior', CAST(tax ->> 'amount' AS numeric), 0
+              FROM jsonb_array_elements(l.taxes) AS tax) AS d
     ) AS s
-    WHERE (l.amount, l.charges, l.discounts) <> (s.amount, s.charges, s.discounts) AND {some}
+    WHERE ({", ".join(f"l.{name}" for name in _PARTS)}) <> ({", ".join(f"s.{name}" for name in _PARTS)})
+      AND {{some}}
     ORDER BY i.id, l.position""",
 )
 
@@ -389,15 +397,12 @@ class _Sum:
 def _billed(session: Session, subscription_ids: Sequence[str]) -> dict[str, dict[str, _Sum]]:
     counts = InvoiceLine.released_at.is_(None)
     sums = [func.sum(column).filter(counts) for column in _MONEY]
-    query = select(
-        InvoiceLine.subscription_id, InvoiceLine.identity, func.min(InvoiceLine.service_start), *sums
-    )
+    of = (InvoiceLine.subscription_id, InvoiceLine.identity)
+    query = select(*of, func.min(InvoiceLine.service_start), *sums).group_by(*of)
     query = query.where(InvoiceLine.subscription_id.in_(subscription_ids))
-    found: dict[str, dict[str, _Sum]] = {}
-    for subscription_id, identity, begins, *amounts in session.execute(
-        query.group_by(InvoiceLine.subscription_id, InvoiceLine.identity)
-    ):
-        found.setdefault(subscription_id, {})[identity] = _Sum(begins, not any(amounts))
+    found: dict[str, dict[str, _Sum]] = {one: {} for one in subscription_ids}
+    for subscription_id, identity, begins, *amounts in session.execute(query):
+        found[str(subscription_id)][identity] = _Sum(begins, not any(amounts))
     return found
 
 
@@ -488,9 +493,7 @@ def _events(session: Session, scope: _Scope) -> Iterator[Finding]:
     scope.tell(scope.step, len(periods), len(periods))
     for reason, events in counts.items():
         if events:
-            message = (
-                f"{events} events from {first:%Y-%m-%d} to {scope.now:%Y-%m-%d} are on no invoice: {reason}"
-            )
+            message = f"{events} events since {first:%Y-%m-%d} are on no invoice: {reason}"
             yield Finding(code="events_unbilled", message=message, severity="info")
 
 

@@ -16,10 +16,12 @@ from sqlalchemy.orm import Session, selectinload
 from billing.billable import usage_from
 from billing.due import billable_of
 from billing.invoice import Invoice, InvoiceLine, InvoiceNotFoundError, lines_by_identity
+from billing.invoice_tax import taxed_amounts
 from billing.pricing import NOTHING
 from billing.rating import DetailedLine, Rating, Totals, add_totals, difference, settle, totals_of
+from billing.tax import LineTax, taxes_of
 from metering.errors import InvalidError, Issue
-from metering.exact import plain
+from metering.exact import plain, total
 
 __all__ = [
     "Difference",
@@ -111,14 +113,16 @@ def replay(invoice: Invoice, by_identity: Mapping[str, Sequence[InvoiceLine]]) -
 
 def replay_line(invoice: Invoice, line: InvoiceLine, siblings: Sequence[InvoiceLine]) -> LineReplay:
     """`siblings`: the lines of its charge, itself among them."""
-    again = _rated(invoice, line, counted_before(invoice, line, siblings))
+    before = counted_before(invoice, line, siblings)
+    again = _rated(invoice, line, before)
+    differences = [*_line_differences(line, again), *_tax_differences(invoice, line, again, before)]
     return LineReplay(
         line_id=line.id,
         name=line.name,
         identity=line.identity,
         sequence=line.sequence,
         total=line.totals.total,
-        differences=tuple(_line_differences(line, again)),
+        differences=tuple(differences),
     )
 
 
@@ -160,6 +164,27 @@ def _line_differences(line: InvoiceLine, again: Rating) -> Iterator[Difference]:
         yield from _unequal(what, getattr(line, what), getattr(again, what))
     yield from _differing_details(line.details, again.details)
     yield from _differing(_untaxed(line.totals), totals_of(again.details))
+
+
+def _tax_differences(
+    invoice: Invoice, line: InvoiceLine, again: Rating, before: Sequence[InvoiceLine]
+) -> Iterator[Difference]:
+    """The rates are those that the line names. A credit by hand has the taxes of what it gives back."""
+    if line.credited_line_id is None:
+        amount, earlier = again.totals.total, taxed_amounts(before)
+        named = [*(tax.taxation for tax in line.taxes), None]
+        found = [taxes_of(amount, one, earlier=earlier, currency=invoice.currency) for one in named]
+        if line.taxes not in found:
+            yield Difference(what="taxes", stored=_taxes(line.taxes), replayed=_taxes(found[0]))
+    for behavior, stored in (("inclusive", line.taxes_inclusive), ("exclusive", line.taxes_exclusive)):
+        summed = total(tax.amount for tax in line.taxes if tax.behavior == behavior)
+        yield from _unequal(f"{behavior} taxes", stored, summed)
+
+
+def _taxes(taxes: Iterable[LineTax]) -> str:
+    """In words: `1.90 (19 % of 10)`."""
+    said = (f"{plain(tax.amount)} ({plain(tax.percent)} % of {plain(tax.base)})" for tax in taxes)
+    return ", ".join(said) or "none"
 
 
 def _differing_details(stored: Sequence[DetailedLine], again: Sequence[DetailedLine]) -> Iterator[Difference]:

@@ -17,6 +17,7 @@ from sqlalchemy import ARRAY, CHAR, ColumnElement, all_, func, literal, select, 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import InstrumentedAttribute, Session, selectinload
 
+from billing.audit import require_sound
 from billing.customer import Customer
 from billing.invoice import Invoice
 from billing.invoice_progress import advance, fire
@@ -203,6 +204,7 @@ def _bill(session: Session, customers: Sequence[Customer], now: datetime) -> Out
         if invoice.status in OPEN:
             fire(session, invoice, "payment_overdue", now=now)
     advance(session, waiting, now=now)
+    require_sound(session, [invoice.id for invoice in (*waiting, *made)])
     outcome = Outcome(customer_ids=list(by_id))
     for invoice in waiting:
         newly = invoice.issued_at is not None and invoice.id not in issued

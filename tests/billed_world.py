@@ -1,14 +1,17 @@
 """Half a year of billing in which everything happens that makes it hard, for whoever looks back at it."""
 
+from dataclasses import replace
 from decimal import Decimal
 
 from sqlalchemy.orm import Session
 
-from billing.customer import Customer
+from billing.credit_notes import CreditNoteDetails, create_credit_note
+from billing.customer import Address, Customer
 from billing.invoice import Invoice
 from billing.invoice_actions import VoidAction, invoice_now, void_invoice
 from billing.pending import WantedLine, add_pending_lines
 from billing.subscription_changes import cancel_subscription, change_subscription, unschedule_cancelation
+from billing.tax_rates import TaxRateDetails, create_tax_rate
 from catalog.discount import Discounts, PercentageDiscount
 from catalog.price import FlatPrice, PriceTier, TieredPrice, TierUnitPrice
 from catalog.rate_card import UsageBasedRateCard
@@ -17,7 +20,18 @@ from metering.events import VoidedEvent, append_events, keyed
 from metering.ids import event_key, new_id
 from metering.period import Period
 from tests.billing_clock import bill_until, invoices_of
-from tests.builders import a_customer, a_metered_feature, a_plan, at, fee, per_unit, phase, sign_up, spent
+from tests.builders import (
+    START,
+    a_customer,
+    a_metered_feature,
+    a_plan,
+    at,
+    fee,
+    per_unit,
+    phase,
+    sign_up,
+    spent,
+)
 
 __all__ = ["NOW", "a_billed_world", "graduated", "invoice_of", "known_at", "voided_at"]
 
@@ -62,6 +76,7 @@ def a_billed_world(session: Session) -> dict[str, Customer]:
     pro = a_plan(session, phase(fee("20"), graduated()))
     basic = a_plan(session, phase(fee("5"), per_unit("0.01")), key="basic")
     people = {name: a_customer(session, name) for name in ("ada", "bob", "cyn", "dan", "eve")}
+    _taxes(session, people["ada"], people["cyn"])
     signed = {name: sign_up(session, customer, pro) for name, customer in people.items()}
     wrong = spent("eve", 700, "2026-01-05")
     known_at(session, "2026-01-12", wrong, spent("ada", 900, "2026-01-08"), spent("bob", 10, "2026-01-08"))
@@ -83,9 +98,24 @@ def a_billed_world(session: Session) -> dict[str, Customer]:
     bill_until(session, at("2026-03-10"))
     _by_hand(session, people["eve"])
     _voided(session, people["cyn"])
+    credit = CreditNoteDetails(reason="a bad day")
+    create_credit_note(session, invoice_of(session, people["ada"], 0).id, credit, now=at("2026-03-12"))
     known_at(session, "2026-03-20", spent("eve", 5000, "2026-03-19"), spent("ada", 1, "2026-02-03"))
     bill_until(session, NOW)
     return people
+
+
+def _taxes(session: Session, *taxed: Customer) -> None:
+    """19 %, and 16 % from March on; on top of what things cost."""
+    rate = TaxRateDetails(name="VAT", country="DE", percent=Decimal(19), valid_from=at("2026-01-01"))
+    for details in (
+        replace(rate, valid_to=at("2026-03-01")),
+        replace(rate, percent=Decimal(16), valid_from=at("2026-03-01")),
+    ):
+        create_tax_rate(session, details, now=START)
+    for customer in taxed:
+        customer.billing_address = Address(country="DE")
+    session.flush()
 
 
 def _by_hand(session: Session, customer: Customer) -> None:

@@ -11,6 +11,7 @@ from billing.customer import Customer
 from billing.due import billables_of, payers_of
 from billing.invoice import InvoiceLine
 from billing.invoice_actions import invoice_now
+from billing.run import run_portion
 from billing.subscription_changes import cancel_subscription
 from tests.billed_world import NOW, a_billed_world, invoice_of, known_at
 from tests.billing_clock import bill_until, invoices_of
@@ -60,8 +61,9 @@ def test_lines_that_were_not_asked_for_stay_due(session: Session) -> None:
 DAMAGES = {
     "invoice_total_mismatch": "UPDATE invoices SET discounts = discounts + 1 WHERE id = :invoice",
     "line_total_mismatch": """
-        WITH one AS (UPDATE invoice_lines SET charges = charges + 1 WHERE id = :line RETURNING invoice_id)
-        UPDATE invoices SET charges = charges + 1 WHERE id IN (SELECT invoice_id FROM one)""",
+        WITH one AS (UPDATE invoice_lines SET taxes_exclusive = taxes_exclusive + 1 WHERE id = :line
+                     RETURNING invoice_id)
+        UPDATE invoices SET taxes_exclusive = taxes_exclusive + 1 WHERE id IN (SELECT invoice_id FROM one)""",
     "line_missing": "UPDATE invoice_lines SET sequence = 9 WHERE id = :last",
     "billed_period_gap": """
         UPDATE invoice_lines SET period_start = period_start + interval '1 s' WHERE id = :line""",
@@ -128,7 +130,9 @@ def test_a_finding_says_what_is_wrong_and_where(session: Session, people: dict[s
     session.execute(text("UPDATE invoices SET amount = 99 WHERE id = :id"), {"id": line.invoice_id})
     session.expire_all()
     (found,) = audit(session, now=NOW)
-    assert found.message == ("invoice INV-KOAI-7 says 99 0 0.24 0 0 0, its lines add up to 2.47 0 0.24 0 0 0")
+    assert found.message == (
+        "invoice INV-KOAI-7 says 99 0 0.24 0 0 0.42, its lines add up to 2.47 0 0.24 0 0 0.42"
+    )
     assert found.ids == {"invoice": line.invoice_id}
 
 
@@ -170,3 +174,22 @@ def test_what_contradicts_itself_is_not_issued(session: Session, people: dict[st
     with pytest.raises(UnsoundError, match=r"refuses to issue: invoice .* says") as refused:
         require_sound(session, [line.invoice_id])
     assert [issue.code for issue in refused.value.issues] == ["invoice_total_mismatch", "line_total_mismatch"]
+
+
+def test_a_run_leaves_out_the_customer_whose_invoice_contradicts_itself(session: Session) -> None:
+    """And says why; the others are billed."""
+    plan = a_plan(session, phase(fee("20"), per_unit()), key="own")
+    zoe, yan = (a_customer(session, name) for name in ("zoe", "yan"))
+    sign_up(session, zoe, plan)
+    sign_up(session, yan, plan)
+    bill_until(session, at("2026-01-20"))
+    (seat,) = invoice_of(session, zoe, -1).lines
+    seat.sequence = 1
+    cancel_subscription(session, str(seat.subscription_id), now=at("2026-01-20"))
+    outcome = run_portion(session, now=at("2026-02-01"))
+    assert outcome.failed == {
+        zoe.id: f"UnsoundError: the auditor refuses to issue: the lines of {seat.identity} are not numbered"
+        " 0 to 2: there are 2"
+    }
+    assert {one.customer_id for one in outcome.invoices.values()} == {yan.id}
+    assert len([one for one in invoices_of(session) if one.customer_id == zoe.id]) == 1

@@ -30,11 +30,14 @@ def people(shared_engine: Engine) -> dict[str, Customer]:
 
 
 def test_every_invoice_of_half_a_year_comes_out_again(session: Session) -> None:
-    """Late and voided usage, invoices in between, credits, a void, lines by hand."""
+    """Late and voided usage, invoices in between, credits, taxes, a void, lines by hand."""
     invoices = invoices_of(session)
     kinds = {invoice.type for invoice in invoices}
     assert (len(invoices) > 25, kinds) == (True, {"standard", "credit_note"})
-    assert any(line.released_at for invoice in invoices for line in invoice.lines)
+    lines = [line for invoice in invoices for line in invoice.lines]
+    assert any(line.released_at for line in lines)
+    assert any(line.credited_line_id for line in lines)
+    assert {tax.percent for line in lines for tax in line.taxes} == {16, 19}
     for invoice in invoices:
         again = replay_invoice(session, invoice.id)
         assert again.identical, again
@@ -52,7 +55,9 @@ def test_an_invoice_does_not_change_with_its_contract_or_its_events(
 
 def test_it_is_found_by_its_number(session: Session) -> None:
     again = replay_invoice(session, "INV-KOAI-1")
-    assert [(line.name, line.total, line.identical) for line in again.lines] == [("seat", Decimal(20), True)]
+    assert [(line.name, line.total, line.identical) for line in again.lines] == [
+        ("seat", Decimal("23.80"), True)
+    ]
     with pytest.raises(InvoiceNotFoundError):
         replay_invoice(session, "INV-KOAI-999")
 
@@ -77,6 +82,8 @@ def test_a_draft_is_not_replayed(session: Session) -> None:
             "detailed line graduated-tiered-1-price-usage",
         ),
         ("details = '[]'", "number of detailed lines"),
+        ("taxes = jsonb_set(taxes, '{0,percent}', '\"7\"')", "taxes"),
+        ("taxes_exclusive = 0", "exclusive taxes"),
         ("rate_card = jsonb_set(rate_card, '{discounts}', 'null')", "detailed line"),
     ],
 )
