@@ -21,7 +21,7 @@ from sqlalchemy.orm import sessionmaker
 from api import clock
 from api.billing_worker import billed, would_be_billed
 from api.http.backtest_csv import money_text
-from billing.run import Outcome, due_customers
+from billing.run import Billed, Outcome, due_customers
 from billing.test_clock import stored_clock
 from metering.errors import InvalidError
 
@@ -55,14 +55,14 @@ def run(engine: Engine, *, now: datetime | None, dry_run: bool, limit: int | Non
         _check(now, present, dry_run=dry_run)
         due = due_customers(session, now=now)
     portions = would_be_billed if dry_run else billed
-    console, summary = Console(), _Summary()
+    console, summary, shown = Console(), _Summary(), list[Billed]()
     outcomes = portions(sessions, now=now, limit=limit)
     with _bar(min(due, limit or due)) as progress, _stopping() as asked, closing(outcomes):
         for outcome in _until(asked, outcomes):
             summary.add(outcome)
             progress.advance(progress.task_ids[0], outcome.customers)
-            if dry_run:
-                _list(progress.console, outcome)
+            shown += outcome.invoices.values() if dry_run else ()
+    _list(console, shown)
     _show(console, summary, now, dry_run=dry_run)
     if asked:
         console.print("Stopped; what is left is billed by the next run.")
@@ -110,12 +110,12 @@ def _until(asked: list[int], outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
 # -- What is shown -------------------------------------------------------------------------------------------
 
 
-def _list(console: Console, outcome: Outcome) -> None:
-    """A line for each invoice that would be made or moved, as each portion is through."""
-    for one in sorted(outcome.invoices.values(), key=lambda one: (one.customer, one.id)):
-        what = "an invoice of before" if one.lines is None else f"{one.lines} lines"
-        amount = money_text(one.total, one.currency)
-        console.print(f"{one.customer} ({one.customer_id}): {amount} {one.currency}, {what}, {one.status}")
+def _list(console: Console, invoices: Iterable[Billed]) -> None:
+    """A line for each invoice that would be made or moved."""
+    for one in sorted(invoices, key=lambda one: (one.customer, one.customer_id, one.id)):
+        what = "an invoice of before" if one.lines is None else f"lines: {one.lines}"
+        line = f"{one.customer} ({one.customer_id}): {money_text(one.total, one.currency)} {one.currency}"
+        console.print(f"{line}, {what}, {one.status}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _show(console: Console, summary: _Summary, now: datetime, *, dry_run: bool) -> None:
@@ -125,7 +125,7 @@ def _show(console: Console, summary: _Summary, now: datetime, *, dry_run: bool) 
     if summary.sums:
         console.print(_table(summary))
     for customer_id, reason in sorted(summary.failed.items()):
-        console.print(f"not billed: {customer_id}: {reason}", markup=False, highlight=False)
+        console.print(f"not billed: {customer_id}: {reason}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(summary: _Summary) -> Table:

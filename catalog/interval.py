@@ -45,11 +45,14 @@ class Interval:
         """The recurrence that holds `instant`, counting both ways from `anchor`."""
         length = self.after(anchor) - anchor
         count = (instant - anchor) // length
-        while self.after(anchor, count) > instant:
+        start, end = self.after(anchor, count), self.after(anchor, count + 1)
+        while start > instant:
             count -= 1
-        while self.after(anchor, count + 1) <= instant:
+            start, end = self.after(anchor, count), start
+        while end <= instant:
             count += 1
-        return Period(start=self.after(anchor, count), end=self.after(anchor, count + 1))
+            start, end = end, self.after(anchor, count + 1)
+        return Period(start=start, end=end)
 
     def divides(self, other: "Interval") -> bool:
         """Whether `other` is a whole number of these."""
