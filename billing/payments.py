@@ -11,7 +11,7 @@ from decimal import Decimal
 from sqlalchemy import ForeignKey, Index, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
-from billing.invoice import Invoice, get_invoice
+from billing.invoice import Invoice
 from billing.invoice_actions import locked_invoice
 from billing.invoice_progress import fire
 from billing.invoice_state import TRANSITIONS
@@ -103,9 +103,7 @@ def credits_against(session: Session, invoice_id: str) -> Sequence[Invoice]:
     return session.scalars(query.order_by(Invoice.id)).all()
 
 
-def record_payment(
-    session: Session, invoice_id: str, details: PaymentDetails, *, now: datetime
-) -> tuple[Payment, Account]:
+def record_payment(session: Session, invoice_id: str, details: PaymentDetails, *, now: datetime) -> Account:
     """Raises InvalidError for more than is open; what pays the rest makes the invoice paid."""
     invoice = locked_invoice(session, invoice_id)
     if (invoice.status, "paid") not in TRANSITIONS:
@@ -128,7 +126,7 @@ def record_payment(
     with translating({"payments_reference_key": _taken(details)}):
         session.flush()
     settle_if_even(session, invoice, now=now)
-    return payment, account_of(session, get_invoice(session, invoice.id))
+    return account_of(session, invoice)
 
 
 def settle_if_even(session: Session, invoice: Invoice, *, now: datetime) -> None:

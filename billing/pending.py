@@ -1,6 +1,6 @@
 """Lines added by hand: facts that wait for the next invoice, billed like any charge of a contract."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from billing.billable import Billable
 from billing.customer import Customer
-from catalog.features import features_by_id, latest_features
+from catalog.features import Feature, features_by_id, latest_features
 from catalog.price import FlatPrice
 from catalog.price_rules import check_price
 from catalog.rate_card import RateCard, UsageBasedRateCard
@@ -19,7 +19,14 @@ from metering.errors import InvalidError, Issue
 from metering.ids import new_id
 from metering.period import Period
 
-__all__ = ["PendingLine", "WantedLine", "add_pending_lines", "pending_lines_of"]
+__all__ = [
+    "PendingLine",
+    "WantedLine",
+    "add_pending_lines",
+    "line_issues",
+    "metered_features",
+    "pending_lines_of",
+]
 
 
 class PendingLine(Base):
@@ -77,9 +84,8 @@ def add_pending_lines(
         )
     keys = {line.rate_card.feature_key for line in lines if line.rate_card.feature_key}
     found = latest_features(session, keys, lock=True)
-    features = features_by_id(session, {feature.id for feature in found.values()})
-    metered = {key for key, feature in found.items() if features[feature.id].meter_id is not None}
-    issues = [issue for i, line in enumerate(lines) for issue in _issues(line, f"$.lines[{i}]", metered)]
+    metered = _metered(session, found)
+    issues = [issue for i, line in enumerate(lines) for issue in line_issues(line, f"$.lines[{i}]", metered)]
     if issues:
         raise InvalidError(issues[0].message, *issues)
     customer.currency = currency
@@ -103,7 +109,17 @@ def add_pending_lines(
     return added
 
 
-def _issues(line: WantedLine, path: str, metered: set[str]) -> Iterable[Issue]:
+def metered_features(session: Session, keys: Iterable[str]) -> set[str]:
+    """Those of the keys whose feature has a meter."""
+    return _metered(session, latest_features(session, set(keys)))
+
+
+def _metered(session: Session, found: Mapping[str, Feature]) -> set[str]:
+    features = features_by_id(session, {feature.id for feature in found.values()})
+    return {key for key, feature in found.items() if features[feature.id].meter_id is not None}
+
+
+def line_issues(line: WantedLine, path: str, metered: set[str]) -> Iterable[Issue]:
     price, feature_key = line.rate_card.price, line.rate_card.feature_key
     if price is None:
         message = "a line needs a price"

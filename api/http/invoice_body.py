@@ -24,11 +24,12 @@ from typing_extensions import TypedDict
 from api.http.body import Body, Metadata, decimal_text, present
 from billing.customer import Address, Customer
 from billing.rating import AmountDiscount, DetailedLine, Rating, Totals
+from billing.tax import LineTax
 from billing.workflow import Workflow
 from catalog.discount import Discounts, PercentageDiscount, UsageDiscount
 from catalog.money import minor_digits
 from catalog.price import FlatPrice, PaymentTerm, Price
-from catalog.tax import TaxConfig
+from catalog.tax import TaxBehavior, TaxConfig
 from catalog.unit_config import UnitConfig
 from metering.ids import derived_id
 from metering.period import Period
@@ -45,8 +46,10 @@ __all__ = [
     "InvoiceWorkflow",
     "LineBody",
     "LineSubscription",
+    "LineTaxBody",
     "Party",
     "PeriodBody",
+    "PrecedingBody",
     "RatedLine",
     "Reference",
     "StatusDetails",
@@ -59,6 +62,7 @@ __all__ = [
     "line_body",
     "period_body",
     "span",
+    "tax_body",
     "totals_body",
 ]
 
@@ -239,6 +243,18 @@ class UsageBasedRateCard(Body):
 
 
 @with_config(WIRE)
+class LineTaxBody(TypedDict):
+    """`code`, `base` and `amount` are our own: which rate, on how much, and what it comes to."""
+
+    config: NotRequired[TaxConfig]
+    percent: Number
+    behavior: TaxBehavior
+    code: NotRequired[str]
+    base: str
+    amount: str
+
+
+@with_config(WIRE)
 class LineBody(TypedDict):
     type: Literal["usage_based"]
     id: str
@@ -252,6 +268,7 @@ class LineBody(TypedDict):
     currency: str
     period: PeriodBody
     invoice_at: datetime
+    taxes: NotRequired[list[LineTaxBody]]
     tax_config: NotRequired[TaxConfig]
     feature_key: NotRequired[str]
     price: NotRequired[SentPrice]
@@ -335,6 +352,16 @@ class ExternalIds(Body):
     payment: str | None = None
 
 
+class PrecedingBody(Body):
+    """The invoice that a credit note is against."""
+
+    type: Literal["credit_note_original_invoice"] = "credit_note_original_invoice"
+    reason: str
+    issued_at: datetime
+    number: str
+    url: str
+
+
 InvoiceStatus = Literal[
     "gathering",
     "draft",
@@ -363,6 +390,7 @@ class InvoiceBody(TypedDict):
     customer: InvoiceCustomer
     number: str
     currency: str
+    preceding: NotRequired[list[PrecedingBody]]
     totals: TotalsBody
     status: InvoiceStatus
     status_details: StatusDetails
@@ -553,6 +581,20 @@ def _usage_discount(line: RatedLine, agreed: BillingDiscountUsage) -> LineUsageD
         quantity=decimal_text(line.rating.usage_discount),
         pre_line_period_quantity=decimal_text(line.rating.usage_discount_before),
     )
+
+
+def tax_body(tax: LineTax, currency: str) -> LineTaxBody:
+    body = LineTaxBody(
+        percent=tax.percent,
+        behavior=tax.behavior,
+        base=_money(tax.base, currency),
+        amount=_money(tax.amount, currency),
+    )
+    if tax.config is not None:
+        body["config"] = tax.config
+    if tax.code is not None:
+        body["code"] = tax.code
+    return body
 
 
 def totals_body(totals: Totals, currency: str) -> TotalsBody:

@@ -14,6 +14,7 @@ from api.http.invoice_body import (
     LineBody,
     LineSubscription,
     Party,
+    PrecedingBody,
     RatedLine,
     Reference,
     StatusDetails,
@@ -24,12 +25,13 @@ from api.http.invoice_body import (
     line_body,
     period_body,
     span,
+    tax_body,
     totals_body,
 )
 from billing.billable import DueLine, usage_from
 from billing.customer import Customer
 from billing.gathering import GatheringInvoice, gathering_id
-from billing.invoice import Invoice, InvoiceLine
+from billing.invoice import Invoice, InvoiceLine, Preceding
 from billing.invoice_state import EDITABLE, FAILED, actions_of, short
 from billing.profile import Party as PartyValue
 from billing.provider import facts_of
@@ -119,6 +121,8 @@ def _stored_line(line: InvoiceLine, currency: str) -> LineBody:
         )
     )
     body["totals"] = totals_body(line.totals, currency)
+    if line.taxes:
+        body["taxes"] = [tax_body(tax, currency) for tax in line.taxes]
     return body
 
 
@@ -204,9 +208,20 @@ def invoice_body(
         body["description"] = invoice.description
     if invoice.metadata_ is not None:
         body["metadata"] = invoice.metadata_
+    if invoice.preceding is not None:
+        body["preceding"] = [_preceding(invoice.preceding_id, invoice.preceding)]
     if lines:
         body["lines"] = [_stored_line(line, invoice.currency) for line in invoice.lines]
     return body
+
+
+def _preceding(invoice_id: str | None, preceding: Preceding) -> PrecedingBody:
+    return PrecedingBody(
+        reason=preceding.reason,
+        issued_at=preceding.issued_at,
+        number=preceding.number,
+        url=f"/api/v1/billing/invoices/{invoice_id}",
+    )
 
 
 def _add_instants(body: InvoiceBody, invoice: Invoice) -> None:
