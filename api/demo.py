@@ -101,7 +101,8 @@ def run(settings: Settings, *, leave: bool, data_dir: Path | None = None) -> Non
         consumers, chance = _set_up(api, console)
         sent = _send(api, console, consumers, chance)
         _show_usage(api, console, consumers)
-        _show_invoice(api, console, sent, consumers)
+        preview = _show_preview(api, console, sent, consumers)
+        _issue(api, console, preview)
         _show_next_steps(api, console)
         if not leave:
             console.print("The server runs on. [bold]Ctrl-C[/] stops it.")
@@ -116,7 +117,7 @@ def _server(data_dir: Path, settings: Settings) -> Iterator[tuple[Api, "subproce
     command = [sys.executable, "-m", "api", "serve", "--data-dir", str(data_dir)]
     process = subprocess.Popen(  # noqa: S603  our own command
         [*command, "--port", str(_free_port(settings))],
-        env={**theirs, "TOLLGATE_API_KEY": key},
+        env={**theirs, "TOLLGATE_API_KEY": key, "TOLLGATE_BILLING_INTERVAL": "0"},
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -253,8 +254,10 @@ def _show_usage(api: Api, console: Console, consumers: Sequence[Consumer]) -> No
     console.print(table, "")
 
 
-def _show_invoice(api: Api, console: Console, sent: list[Entry], consumers: Sequence[Consumer]) -> None:
-    invoice = api.call("GET", f"/api/v1/customers/consumer:{consumers[0].id}/invoice-preview")
+def _show_preview(
+    api: Api, console: Console, sent: list[Entry], consumers: Sequence[Consumer]
+) -> dict[str, Any]:
+    invoice: dict[str, Any] = api.call("GET", f"/api/v1/customers/consumer:{consumers[0].id}/invoice-preview")
     console.print(f"6. The invoice preview: what [bold]{invoice['customer']['name']}[/] would pay as of now.")
     console.print("   (Anthropic's tokens are counted too, but this plan does not charge for them.)")
     table = Table("")
@@ -279,6 +282,21 @@ def _show_invoice(api: Api, console: Console, sent: list[Entry], consumers: Sequ
     if found != expected or Decimal(invoice["totals"]["total"]) != amount:
         raise DemoError(f"the invoice does not equal the traffic sent: {found} and {expected}, {amount}")
     console.print(f"   [green]✓[/] Equals the traffic sent, added up independently: ${amount}.\n")
+    return invoice
+
+
+def _issue(api: Api, console: Console, preview: dict[str, Any]) -> None:
+    """At once, where a server would wait for the end of the month and an hour for usage that is late."""
+    console.print("7. The month is long; let us invoice it now. The sandbox pays at once.")
+    wanted = {"customerId": preview["customer"]["id"], "progressiveBillingOverride": True}
+    (invoice,) = api.call("POST", "/api/v1/billing/invoices/invoice", wanted)
+    if "snapshotQuantities" in invoice["statusDetails"]["availableActions"]:
+        invoice = api.call("POST", f"/api/v1/billing/invoices/{invoice['id']}/snapshot-quantities")
+    issued, previewed = Decimal(invoice["totals"]["total"]), Decimal(preview["totals"]["total"])
+    console.print(f"   Invoice [bold]{invoice['number']}[/] over ${issued}: [bold]{invoice['status']}[/].")
+    if invoice["status"] != "paid" or issued != previewed:
+        raise DemoError(f"the invoice is {invoice['status']} over {issued}, the preview said {previewed}")
+    console.print("   [green]✓[/] Equals the preview; nothing is left to bill.\n")
 
 
 def _expected(sent: list[Entry]) -> dict[str, Decimal]:
@@ -307,8 +325,8 @@ def _show_next_steps(api: Api, console: Console) -> None:
     for title, command in (
         ("Usage by model:", f"curl {key} '{api.url}/api/v1/meters/llm_tokens_total/query?groupBy=model'"),
         (
-            "The invoice preview:",
-            f"curl {key} '{api.url}/api/v1/billing/invoices?statuses=gathering&expand=lines'",
+            "Invoices, with how each line came about:",
+            f"curl {key} '{api.url}/api/v1/billing/invoices?expand=lines'",
         ),
         (
             "Report usage:",

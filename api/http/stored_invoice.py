@@ -171,11 +171,7 @@ def invoice_body(
     invoice: Invoice, customers: Mapping[str, Customer], now: datetime, *, lines: bool
 ) -> InvoiceBody:
     """As it is stored; whose subjects its customer has is of today."""
-    facts = facts_of(invoice, now)
-    actions = {
-        name: ActionDetails(resulting_state=state)
-        for name, state in actions_of(invoice.status, facts).items()
-    }
+    actions = actions_of(invoice.status, facts_of(invoice, now))
     subjects = customers[invoice.customer_id].subject_keys
     body = InvoiceBody(
         id=invoice.id,
