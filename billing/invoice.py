@@ -23,6 +23,7 @@ from billing.workflow import Workflow
 from catalog.rate_card import RateCard
 from metering.database import Base, Id, Instant, ValueType
 from metering.errors import NotFoundError
+from metering.event_set import EventDigest
 from metering.period import Period
 from metering.wire import WIRE
 
@@ -137,6 +138,7 @@ class InvoiceLine(_Sums, Base):
     `usage` is what the charge was rated by, all that was used by then; `share` the part of a full period a
     flat price was charged for; `last` whether nothing more was to be used. With `rate_card` and the lines
     before it, it can be computed again. `released_at`: it was voided, and its charge may be billed anew.
+    `billed_events` says by which events; it is stored when the invoice is issued.
     `credited_line_id`: a credit note made by hand gives back of that line.
     """
 
@@ -172,6 +174,7 @@ class InvoiceLine(_Sums, Base):
     usage_discount: Mapped[Decimal]
     usage_discount_before: Mapped[Decimal]
     details: Mapped[tuple[DetailedLine, ...]] = mapped_column(ValueType(tuple[DetailedLine, ...]))
+    billed_events: Mapped[EventDigest | None] = mapped_column(ValueType(EventDigest))
     taxes: Mapped[tuple[LineTax, ...]] = mapped_column(ValueType(tuple[LineTax, ...]))
     credited_line_id: Mapped[Id | None] = mapped_column(ForeignKey("invoice_lines.id"), index=True)
     released_at: Mapped[Instant | None]

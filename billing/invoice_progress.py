@@ -9,12 +9,13 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
+from billing.explain import pin_events
 from billing.invoice import Invoice
 from billing.invoice_state import OPEN, TRANSITIONS, Status, Trigger, actions_of, after
 from billing.invoice_tax import RATE_MISSING, tax_and_sum_up
 from billing.invoicing import recompute
 from billing.numbering import final_numbers, prefix_of
-from billing.provider import GIVEN_NUMBER, provider_of
+from billing.provider import GIVEN_NUMBER, facts_of, provider_of
 from billing.workflow import duration_of
 from metering.errors import InvalidError, Issue
 
@@ -42,7 +43,7 @@ def advance(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> 
 def _moving(invoices: Sequence[Invoice], now: datetime) -> dict[Status, list[Invoice]]:
     moving: dict[Status, list[Invoice]] = {}
     for invoice in invoices:
-        following = after(invoice.status, invoice.facts(now, synced=provider_of(invoice).confirmed(invoice)))
+        following = after(invoice.status, facts_of(invoice, now))
         if following is not None:
             moving.setdefault(following, []).append(invoice)
     return moving
@@ -53,7 +54,7 @@ def fire(session: Session, invoice: Invoice, trigger: Trigger, *, now: datetime)
     following = TRANSITIONS.get((invoice.status, trigger))
     if following is None:
         message = f"an invoice that is {invoice.status} can't be treated so: {trigger}"
-        can = ", ".join(actions_of(invoice.status, invoice.facts(now))) or "nothing"
+        can = ", ".join(actions_of(invoice.status, facts_of(invoice, now))) or "nothing"
         code = "invoice_action_not_available"
         raise ActionNotAvailableError(
             message, Issue(code=code, message=message, hint=f"Possible now: {can}.")
@@ -107,6 +108,7 @@ def _upsert_draft(session: Session, invoices: Sequence[Invoice], now: datetime) 
 
 def _issue(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
     """From here on nothing of it changes. What gives more back than it charges is a credit note."""
+    pin_events(session, invoices)
     for invoice in invoices:
         invoice.type = "credit_note" if invoice.totals.total < 0 else "standard"
         invoice.issued_at = now

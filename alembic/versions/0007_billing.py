@@ -309,6 +309,7 @@ def _invoice_lines() -> None:
         sa.Column("usage_discount", sa.Numeric(), nullable=False),
         sa.Column("usage_discount_before", sa.Numeric(), nullable=False),
         sa.Column("details", JSONB(), nullable=False),
+        sa.Column("billed_events", JSONB(), nullable=True),
         sa.Column("taxes", JSONB(), nullable=False),
         sa.Column(
             "credited_line_id",

@@ -30,7 +30,7 @@ from metering.meter import MeterDefinition
 from metering.meters import list_meters
 from metering.validation import data_of, problems_of
 
-__all__ = ["router"]
+__all__ = ["read_cursor", "router", "written_cursor"]
 
 router = APIRouter(tags=["Events"], route_class=ExactRoute)
 
@@ -122,10 +122,10 @@ def list_v2(
     `customerId` (`$in`), and `time` and `ingestedAt` (`$gt`, `$gte`, `$lt`, `$lte`, `$and`, `$or`).
     """
     announce(session, client_id)
-    asked = replace(_filtered(session, filter), limit=limit + 1, after=_read_cursor(cursor))
+    asked = replace(_filtered(session, filter), limit=limit + 1, after=read_cursor(cursor))
     found = list_events(session, asked, now=now)
     page = found[:limit]
-    following = _written_cursor(page[-1].cursor) if len(found) > limit else None
+    following = written_cursor(page[-1].cursor) if len(found) > limit else None
     return WireResponse({"items": _items(session, page), "nextCursor": following})
 
 
@@ -220,19 +220,19 @@ def _invalid_filter(message: str, field: str) -> InvalidError:
     return InvalidError(f"{message} at {field}", issue)
 
 
-def _written_cursor(cursor: EventCursor) -> str:
+def written_cursor(cursor: EventCursor) -> str:
     text = f"{cursor.time.astimezone(UTC).isoformat()},{cursor.key}"
     return base64.urlsafe_b64encode(text.encode()).decode()
 
 
-def _read_cursor(sent: str | None) -> EventCursor | None:
-    """As _written_cursor wrote it: what does not come out as it went in was made up."""
+def read_cursor(sent: str | None) -> EventCursor | None:
+    """As written_cursor wrote it: what does not come out as it went in was made up."""
     if sent is None:
         return None
     try:
         time, _, key = base64.urlsafe_b64decode(sent).decode().partition(",")
         cursor = EventCursor(datetime.fromisoformat(time), uuid.UUID(key))
-        if _written_cursor(cursor) == sent:
+        if written_cursor(cursor) == sent:
             return cursor
     except (ValueError, OverflowError):
         pass
