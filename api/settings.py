@@ -28,7 +28,8 @@ class Settings:
     `meters_file` is a YAML file of meters that are there from the start;
     `workers` is the number of API processes, `connections` how many each may have for requests; events older
     than `retire_after` are kept apart from newer ones; `billing_interval` is the seconds between two looks
-    for what has fallen due, 0 for none; `test_clock` the time that a test clock begins with.
+    for what has fallen due, 0 for none; `test_clock` the time that a test clock begins with;
+    `invoice_template` is how invoices look as HTML.
     """
 
     data_dir: Path = Path(".tollgate")
@@ -44,6 +45,7 @@ class Settings:
     retire_after: timedelta | None = None
     billing_interval: int = 60
     test_clock: datetime | None = None
+    invoice_template: Path | None = None
 
     def as_environment(self) -> dict[str, str]:
         """What from_environment makes these settings of again; an empty text is as good as none."""
@@ -61,6 +63,7 @@ class Settings:
             "TOLLGATE_RETIRE_DAYS": str(self.retire_after.days) if self.retire_after else "",
             "TOLLGATE_BILLING_INTERVAL": str(self.billing_interval),
             "TOLLGATE_TEST_CLOCK": self.test_clock.isoformat() if self.test_clock else "",
+            "TOLLGATE_INVOICE_TEMPLATE": str(self.invoice_template or ""),
         }
 
 
@@ -83,6 +86,7 @@ def from_environment(environment: Mapping[str, str] = os.environ) -> Settings:
         retire_after=timedelta(days=days) if (days := _number("TOLLGATE_RETIRE_DAYS", environment)) else None,
         billing_interval=default.billing_interval if interval is None else interval,
         test_clock=instant_of(text) if (text := environment.get("TOLLGATE_TEST_CLOCK")) else None,
+        invoice_template=Path(file) if (file := environment.get("TOLLGATE_INVOICE_TEMPLATE")) else None,
     )
 
 

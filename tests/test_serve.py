@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +175,9 @@ def test_settings_survive_the_way_through_the_environment_to_a_child() -> None:
         workers=3,
         connections=7,
         retire_after=timedelta(days=400),
+        billing_interval=5,
+        test_clock=datetime(2026, 1, 1, tzinfo=UTC),
+        invoice_template=Path("/invoice.html"),
     )
     default = Settings()
     assert [name for name in settings.__slots__ if getattr(settings, name) == getattr(default, name)] == []

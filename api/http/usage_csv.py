@@ -10,7 +10,7 @@ from typing import NamedTuple
 from metering.exact import plain
 from metering.meter import UsageRow
 
-__all__ = ["MEDIA_TYPE", "harmless", "instant_text", "usage_csv", "wants_csv"]
+__all__ = ["MEDIA_TYPE", "harmless", "instant_text", "preferred", "usage_csv", "wants_csv"]
 
 MEDIA_TYPE = "text/csv"
 
@@ -24,6 +24,11 @@ _FORMULA = re.compile(r"[=@\t\r]|[+-](?![0-9.]*$)")
 def wants_csv(accept: str) -> bool:
     """Whether an Accept header prefers CSV to JSON; whoever has no preference gets JSON."""
     return _rank(accept, MEDIA_TYPE) > _rank(accept, "application/json")
+
+
+def preferred(accept: str, *media_types: str) -> str:
+    """The one that an Accept header likes best; whoever has no preference gets the first."""
+    return max(media_types, key=lambda media_type: _rank(accept, media_type))
 
 
 class _Rank(NamedTuple):
