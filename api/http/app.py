@@ -36,6 +36,7 @@ from api.http import (
     feature_cost,
     features,
     invoice_actions,
+    invoice_documents,
     invoice_update,
     invoices,
     llm_prices,
@@ -86,6 +87,7 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
     )
     app.state.sessions = sessionmaker(engine, expire_on_commit=False)
     app.state.clock = clock
+    app.state.invoice_template = settings.invoice_template
     app.state.permits = asyncio.Semaphore(settings.connections)
     for area in (
         meters,
@@ -112,6 +114,7 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
         invoice_actions,
         invoice_update,
         invoices,
+        invoice_documents,
         simulation,
         quarantine,
         subjects,
