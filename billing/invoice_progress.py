@@ -13,7 +13,7 @@ from billing.explain import pin_events
 from billing.invoice import Invoice
 from billing.invoice_state import OPEN, TRANSITIONS, Status, Trigger, actions_of, after
 from billing.invoice_tax import RATE_MISSING, tax_and_sum_up
-from billing.invoicing import recompute
+from billing.invoicing import draft_until, recompute
 from billing.numbering import final_numbers, prefix_of
 from billing.provider import GIVEN_NUMBER, facts_of, provider_of
 from billing.workflow import duration_of
@@ -84,9 +84,13 @@ def _next_action_at(invoice: Invoice) -> datetime | None:
 
 
 def _snapshot(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    """Who does not wait for the collection has a draft that is ready as much earlier."""
     recompute(session, invoices, now=now)
     for invoice in invoices:
         invoice.quantity_snapshotted_at = now
+        if invoice.collection_at is not None and now < invoice.collection_at:
+            invoice.collection_at = now
+            invoice.draft_until = draft_until(invoice, invoice.workflow)
 
 
 def _update(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:

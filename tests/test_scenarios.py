@@ -22,9 +22,10 @@ import pytest
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
+from billing.app import SANDBOX_WISH
 from billing.contract_edits import AddItem, RemoveItem
 from billing.customer import Customer, get_customer
-from billing.invoice_actions import VoidAction, delete_invoice, invoice_now, void_invoice
+from billing.invoice_actions import VoidAction, act, delete_invoice, invoice_now, void_invoice
 from billing.profile import get_profile
 from billing.subscription_changes import (
     cancel_subscription,
@@ -217,12 +218,22 @@ class World:
         (draft,) = [one for one in invoices_of(self.session) if one.status.startswith("draft")]
         delete_invoice(self.session, draft.id, now=now)
 
+    def snapshot(self, when: str) -> None:
+        now = self.clock(when)
+        (draft,) = [one for one in invoices_of(self.session) if one.status.startswith("draft")]
+        act(self.session, draft.id, "snapshot_quantities", now=now)
+
     def void_invoice(self, when: str, day: str, action: str) -> None:
         now = self.clock(when)
         (found,) = [one for one in invoices_of(self.session) if f"{one.created_at:%Y-%m-%d}" == day]
         wanted = VoidAction(type="pending" if action == "bill it again" else "discard")
         void_invoice(self.session, found.id, wanted, reason="a test", now=now)
         self.clock(when)
+
+    def let_payments_fail(self, when: str) -> None:
+        self.clock(when)
+        self.customer.metadata_ = {SANDBOX_WISH: "failed"}
+        self.session.flush()
 
     def until(self, when: str) -> None:
         self.clock(when)
@@ -291,8 +302,10 @@ _STEPS: dict[str, Callable[..., None]] = {
     WHEN + r" (?P<what>add|remove) (?P<item>.*?)( in phase (?P<phase>[a-z]+))? " + TIMING: World.edit,
     WHEN + " invoice now": World.invoice_now,
     WHEN + " delete the draft": World.delete_draft,
+    WHEN + " snapshot the draft": World.snapshot,
     WHEN + r" void the invoice of (?P<day>[\d-]+) and (?P<action>give it up|bill it again)": (
         World.void_invoice
     ),
+    WHEN + " let payments fail": World.let_payments_fail,
     r"until (?P<when>[\d:T-]+)": World.until,
 }
