@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from billing.run import due_at
 from billing.unbilled import UnbilledQuery, WindowTooLongError, count_unbilled
 from metering.period import Period
 
@@ -59,6 +60,12 @@ def _unbilled(connection: Connection, now: datetime) -> float:
         return sum(count_unbilled(session, query, seconds=STATEMENT_MS / 1000).values())
 
 
+def _billing_lag(connection: Connection, now: datetime) -> float:
+    with Session(connection) as session:
+        at = due_at(session)
+    return 0.0 if at is None else max(0.0, (now - at).total_seconds())
+
+
 NUMBERS = (
     Number(
         "tollgate_pending_batches",
@@ -86,6 +93,16 @@ NUMBERS = (
         "tollgate_quarantined_entries",
         "Gateway log entries that can't be metered.",
         "SELECT count(*) FROM quarantined_entries",
+    ),
+    Number(
+        "tollgate_billing_lag_seconds",
+        "Since when the oldest thing to bill is due; growing when the worker does not bill, or can't.",
+        _billing_lag,
+    ),
+    Number(
+        "tollgate_billing_failed_customers",
+        "Whom the last billing run could not bill; GET /api/v1/billing/runs says why.",
+        "SELECT coalesce((SELECT failed FROM billing_runs ORDER BY id DESC LIMIT 1), 0)",
     ),
     Number(
         "tollgate_database_bytes",
