@@ -11,7 +11,17 @@ import typer
 from rich.console import Console
 from sqlalchemy.orm import Session
 
-from api import backtest_command, bill_command, catalog_commands, clock, cube_commands, demo, doctor, keys
+from api import (
+    audit_command,
+    backtest_command,
+    bill_command,
+    catalog_commands,
+    clock,
+    cube_commands,
+    demo,
+    doctor,
+    keys,
+)
 from api.logs import configure_logs
 from api.migrations import migrate as run_migrations
 from api.postgres import EmbeddedPostgresError
@@ -36,6 +46,8 @@ catalog = typer.Typer(no_args_is_help=True, help="The catalog as a file: feature
 app.add_typer(catalog, name="catalog")
 bill = typer.Typer(no_args_is_help=True, help="Billing by hand; a server's worker bills by itself.")
 app.add_typer(bill, name="bill")
+invoice = typer.Typer(no_args_is_help=True, help="One invoice: prove it.")
+app.add_typer(invoice, name="invoice")
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on [127.0.0.1].")]
 Port = Annotated[
@@ -266,4 +278,34 @@ def run_billing(
         run_migrations(engine)
         billed = bill_command.run(engine, now=by, dry_run=dry_run, limit=limit)
     if not billed:
+        raise SystemExit(1)
+
+
+@invoice.command(name="replay")
+def replay_invoice(
+    invoice_id: Annotated[str, typer.Argument(metavar="ID", help="Its id, or its number.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Compute an issued invoice again from what is stored with its lines; status 1 if a digit differs."""
+    with database(_settings(data_dir), share=True) as engine:
+        run_migrations(engine)
+        identical = audit_command.replay(engine, invoice_id)
+    if not identical:
+        raise SystemExit(1)
+
+
+@app.command(name="audit")
+def run_audit(
+    since: Annotated[
+        str | None, typer.Option(help="Leave out usage of periods that ended before, and older events.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The findings as JSON.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Check everything that was billed and change nothing; status 1 if something is wrong."""
+    after = instant_of(since) if since else None
+    with database(_settings(data_dir), share=True) as engine:
+        run_migrations(engine)
+        sound = audit_command.run(engine, since=after, as_json=as_json)
+    if not sound:
         raise SystemExit(1)

@@ -71,6 +71,8 @@ class Metered:
     """
 
     feature: Feature
+    meter: str
+    subjects: Sequence[str]
     period: Period
     as_of: datetime | None
     quantity: Decimal
@@ -140,6 +142,8 @@ def _metered(
     aggregation = asked.meter.aggregation
     return Metered(
         feature=features[line.feature_id],
+        meter=_slug(features[line.feature_id]),
+        subjects=asked.subjects,
         period=asked.period,
         as_of=asked.as_of,
         quantity=usage_from(line.usage).quantity,
@@ -153,6 +157,11 @@ def _metered(
         change=_change(session, asked),
         events=counted_events(session, asked, after=after, limit=limit),
     )
+
+
+def _slug(feature: Feature) -> str:
+    assert feature.meter is not None  # noqa: S101  it is metered
+    return feature.meter.slug
 
 
 def _asked(

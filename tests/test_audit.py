@@ -131,7 +131,7 @@ def test_a_finding_says_what_is_wrong_and_where(session: Session, people: dict[s
     session.expire_all()
     (found,) = audit(session, now=NOW)
     assert found.message == (
-        "invoice INV-KOAI-7 says 99 0 0.24 0 0 0.42, its lines add up to 2.47 0 0.24 0 0 0.42"
+        "invoice INV-KOAI-7 says 99 0 0.25 0 0 0.43, its lines add up to 2.54 0 0.25 0 0 0.43"
     )
     assert found.ids == {"invoice": line.invoice_id}
 
