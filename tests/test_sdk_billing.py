@@ -367,7 +367,8 @@ def test_other_ways_to_install_say_that_they_are_none(sdk: Any, client: httpx.Cl
     assert_problem(client.post(f"{listings}/stripe/install", json={}), 404)
     assert_problem(client.post(f"{listings}/stripe/install/apikey", json=with_key), 404)
     for place in ("oauth2", "oauth2/authorize"):
-        assert_problem(client.get(f"{listings}/sandbox/install/{place}"), 501)
+        answer = client.get(f"{listings}/sandbox/install/{place}")
+        assert_problem(answer, 400, "install_method_not_supported")
 
 
 # -- Custom invoicing ----------------------------------------------------------------------------------------
@@ -435,6 +436,13 @@ def test_an_invoice_goes_through_a_system_of_ones_own(sdk: Any) -> None:
     issuing = sdk.invoice.get_invoice(invoice.id)
     assert issuing.status_details.extended_status == "issuing.syncing"
     assert (issuing.number, issuing.external_ids.invoicing) == (synced.invoice_number, "ext-1")
+    line = issuing.lines[0].as_dict()
+    (detail,) = line["children"]
+    assert [one["externalIds"]["invoicing"] for one in (line, detail)] == [
+        f"ext-{line['id']}",
+        f"ext-{detail['id']}",
+    ]
+    assert detail["discounts"]["amount"][0]["externalIds"] == {"invoicing": "ext-d"}
     sent_at = datetime(2026, 3, 1, tzinfo=UTC)
     number = key("FINAL")
     final = models.CustomInvoicingFinalizedRequest(

@@ -5,7 +5,6 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter
 from pydantic import Field, StringConstraints
-from starlette.exceptions import HTTPException
 
 from api.http.auth import admin, reader
 from api.http.body import RESOURCE, Body, ExactRoute, Metadata, Page, PageNumber, PageSize, page_of
@@ -229,9 +228,8 @@ def install_with_key(
     type: str,  # noqa: A002  the wire's name
     body: MarketplaceApiKeyInstallRequest,  # noqa: ARG001
 ) -> MarketplaceInstallResponse:
-    message = f"{get_listing(type).name} takes no API key"
-    hint = "Install it without credentials."
-    raise InvalidError(message, Issue(code="install_method_not_supported", message=message, hint=hint))
+    """For apps that have an account elsewhere; no app here does."""
+    raise _not_so(type, "an API key")
 
 
 @router.get("/marketplace/listings/{type}/install/oauth2", operation_id="startOAuth2", dependencies=[admin])
@@ -241,4 +239,11 @@ def install_with_key(
     dependencies=[admin],
 )
 def install_with_oauth2(type: str) -> None:  # noqa: A002  the wire's name
-    raise HTTPException(501, f"{get_listing(type).name} can't be installed by OAuth 2")
+    """As with an API key: no app here asks for it."""
+    raise _not_so(type, "OAuth 2")
+
+
+def _not_so(app_type: str, method: str) -> InvalidError:
+    message = f"{get_listing(app_type).name} is not installed with {method}"
+    hint = "It needs no credentials: POST to /install."
+    return InvalidError(message, Issue(code="install_method_not_supported", message=message, hint=hint))

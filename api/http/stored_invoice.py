@@ -1,17 +1,19 @@
 """Invoices that are stored, gathering ones and simulated ones, each in OpenMeter's shape."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from api.http.invoice_body import (
     ActionDetails,
     AppReferences,
     BillingDiscounts,
+    DetailedLineBody,
     ExternalIds,
     InvoiceBody,
     InvoiceCustomer,
     InvoiceWorkflow,
     LineBody,
+    LineDiscounts,
     LineSubscription,
     Party,
     PrecedingBody,
@@ -208,7 +210,24 @@ def invoice_body(
         body["preceding"] = [_preceding(invoice.preceding_id, invoice.preceding)]
     if lines:
         body["lines"] = [_stored_line(line, invoice.currency) for line in invoice.lines]
+        if invoice.external_ids:
+            _add_external_ids(body["lines"], invoice.external_ids)
     return body
+
+
+def _add_external_ids(lines: Sequence[LineBody], known: Mapping[str, str]) -> None:
+    """What a system of one's own calls lines, detailed lines and discounts, if it told."""
+    every: list[LineBody | DetailedLineBody] = [
+        *lines,
+        *(child for line in lines for child in line["children"]),
+    ]
+    for line in every:
+        if external := known.get(f"line/{line['id']}"):
+            line["external_ids"] = ExternalIds(invoicing=external)
+        discounts = line.get("discounts", LineDiscounts())
+        for discount in (*discounts.get("amount", ()), *discounts.get("usage", ())):
+            if external := known.get(f"discount/{discount['id']}"):
+                discount["external_ids"] = ExternalIds(invoicing=external)
 
 
 def _preceding(invoice_id: str | None, preceding: Preceding) -> PrecedingBody:
