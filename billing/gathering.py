@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, union
 from sqlalchemy.orm import Session
 from ulid import ULID
 
@@ -18,6 +18,7 @@ from billing.billable import DueLine
 from billing.customer import Customer, customers_by_id
 from billing.due import Payer, due_of, payers_of
 from billing.metered import Demand, usage_of
+from billing.pending import PendingLine
 from billing.pricing import NOTHING, Usage
 from billing.profile import BillingProfile
 from billing.rating import DetailedLine, Rating, Totals, add_totals, rate
@@ -99,10 +100,18 @@ def gathering_customers(
     session: Session, *, customer_ids: Sequence[str], at: datetime, offset: int, limit: int
 ) -> tuple[list[Customer], int]:
     """One page of the customers who have a gathering invoice at `at`, by id, and how many there are."""
-    begun = select(Subscription.customer_id).where(Subscription.active_from <= at).distinct()
-    begun = begun.where(Subscription.customer_id.in_(customer_ids)) if customer_ids else begun
-    count = session.scalar(select(func.count()).select_from(begun.subquery())) or 0
-    page = session.scalars(begun.order_by(Subscription.customer_id).offset(offset).limit(limit)).all()
+    begun = select(Subscription.customer_id).where(Subscription.active_from <= at)
+    waiting = select(PendingLine.customer_id).where(
+        PendingLine.next_billing_at.is_not(None), PendingLine.deleted_at.is_(None)
+    )
+    if customer_ids:
+        begun = begun.where(Subscription.customer_id.in_(customer_ids))
+        waiting = waiting.where(PendingLine.customer_id.in_(customer_ids))
+    either = union(begun, waiting).subquery()
+    count = session.scalar(select(func.count()).select_from(either)) or 0
+    page = session.scalars(
+        select(either.c.customer_id).order_by(either.c.customer_id).offset(offset).limit(limit)
+    ).all()
     found = customers_by_id(session, page)
     return [found[customer_id] for customer_id in page], count
 
@@ -112,11 +121,13 @@ def gathering_invoices(
 ) -> list[GatheringInvoice]:
     """What each customer would pay for all that has begun by `at` and is on no invoice yet, by id.
 
-    None without a subscription by then. A period that is still open is priced as if it ended now: with all of
-    its minimum spend. Usage counts up to `usage_until`; None counts all that is known of each period, events
-    that a fast clock dated ahead included.
+    None without a subscription by then or a line that waits. A period that is still open is priced as if it
+    ended now: with all of its minimum spend. Usage counts up to `usage_until`; None counts all that is known
+    of each period, events that a fast clock dated ahead included.
     """
-    payers = [payer for payer in payers_of(session, list(customers), {}, at) if _signed(payer)]
+    payers = [
+        payer for payer in payers_of(session, list(customers), {}, at) if _signed(payer) or _waiting(payer)
+    ]
     due = due_of(session, payers, reach="begun", usage_until=usage_until)
     payers.sort(key=lambda payer: payer.customer.id)
     return [_invoice(payer, due[payer.customer.id]) for payer in payers]
@@ -124,6 +135,11 @@ def gathering_invoices(
 
 def _signed(payer: Payer) -> list[Subscription]:
     return [signed for signed in payer.subscriptions if signed.active_from <= payer.at]
+
+
+def _waiting(payer: Payer) -> list[PendingLine]:
+    """Lines added by hand that are on no invoice yet."""
+    return [line for line in payer.pending if line.next_billing_at is not None]
 
 
 def priced(
@@ -165,12 +181,12 @@ def _line(charge: Charge, features: Mapping[str, Feature], usage: Usage) -> Gath
 
 
 def _invoice(payer: Payer, lines: Sequence[DueLine]) -> GatheringInvoice:
-    signed = _signed(payer)
+    sources: list[Subscription | PendingLine] = [*_signed(payer), *_waiting(payer)]
     return GatheringInvoice(
         customer=payer.customer,
         profile=payer.profile,
-        currency=payer.customer.currency or signed[-1].currency,
-        since=signed[0].created_at,
+        currency=payer.customer.currency or sources[-1].currency,
+        since=sources[0].created_at,
         lines=tuple(lines),
         totals=add_totals(line.rating.totals for line in lines),
     )

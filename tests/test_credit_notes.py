@@ -183,7 +183,7 @@ def test_an_invoice_that_is_credited_whole_is_paid_and_less_is_open_of_one_that_
         Decimal("7.20"),
     )
     credit(session, invoice)
-    assert (invoice.status, account_of(session, invoice).open) == ("paid", 0)
+    assert (invoice.status, account_of(session, invoice).open) == ("paid", Decimal(0))
 
 
 def test_credit_notes_are_replayed_and_audited_like_any_invoice(session: Session) -> None:
