@@ -52,6 +52,7 @@ MARK = HexColor("#f9e9e7")
 LEFT = RIGHT = 18 * mm
 TOP, BOTTOM = 17 * mm, 20 * mm
 WIDTH = A4[0] - LEFT - RIGHT
+FOOTNOTE = "Days and times are in UTC"
 LONGEST = 600
 """Letters of one text: names and notes are shorter, but what events say has no end, and a row must fit."""
 
@@ -112,7 +113,7 @@ def _draw_page(canvas: Canvas, document: Document, pages: int) -> None:
     canvas.setFillColor(FAINT)
     canvas.setFont(REGULAR, 7.5)
     names = (document.supplier.name, f"{document.title} {document.number}")
-    line = " \N{MIDDLE DOT} ".join(_cut(name, 70) for name in names if name)
+    line = " \N{MIDDLE DOT} ".join([*(_cut(name, 50) for name in names if name), FOOTNOTE])
     canvas.drawString(LEFT, BOTTOM - 8 * mm, plain_text(line))
     canvas.drawRightString(A4[0] - RIGHT, BOTTOM - 8 * mm, f"Page {canvas.getPageNumber()} of {pages}")
 
@@ -168,7 +169,7 @@ def _story(document: Document) -> Iterator[Flowable]:
     yield from _notice(document)
     yield _parties(document)
     yield _summary(document)
-    yield Spacer(0, 7 * mm)
+    yield Spacer(0, 6 * mm)
     yield _lines(document)
     yield _totals(document)
     yield from _foot(document)
@@ -243,8 +244,8 @@ def _parties(document: Document) -> Flowable:
     ]
     style: list[Any] = [
         *_NO_PADDING,
-        ("TOPPADDING", (0, 0), (-1, -1), 6 * mm),
-        ("BOTTOMPADDING", (0, 0), (-1, -1), 6 * mm),
+        ("TOPPADDING", (0, 0), (-1, -1), 5.5 * mm),
+        ("BOTTOMPADDING", (0, 0), (-1, -1), 5.5 * mm),
         ("RIGHTPADDING", (0, 0), (1, -1), 6 * mm),
     ]
     widths = [WIDTH * 0.34, WIDTH * 0.34, WIDTH * 0.32]
@@ -401,14 +402,13 @@ def _totals(document: Document) -> Flowable:
             style.append(("LINEABOVE", (0, i), (-1, i), 0.5, RULE))
             style.append(("TOPPADDING", (0, i), (-1, i), 1.6 * mm))
     style += [("TOPPADDING", (0, 0), (-1, 0), 2.5 * mm), ("NOSPLIT", (0, 0), (-1, -1))]
-    widths = [WIDTH * 0.25, WIDTH * 0.22]
+    widths = [WIDTH * 0.3, WIDTH * 0.2]
     return Table(rows, colWidths=widths, style=TableStyle(style), hAlign="RIGHT")
 
 
 def _foot(document: Document) -> Iterator[Flowable]:
-    yield Spacer(0, 8 * mm)
+    yield Spacer(0, 6 * mm)
     for text in (document.terms, *document.notes.splitlines()):
         if text:
             yield _text(text, BODY)
             yield Spacer(0, 1.5 * mm)
-    yield _text("Days and times are in UTC; a period includes its last day.", NOTE)
