@@ -6,6 +6,7 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
 import api.keys
+import billing.customer_apps
 import billing.invoice
 import billing.numbering
 import billing.payments
@@ -26,6 +27,7 @@ from metering.database import Base, ValueType
 
 TABLES = (
     api.keys,
+    billing.customer_apps,
     billing.invoice,
     billing.numbering,
     billing.payments,

@@ -371,6 +371,41 @@ def test_other_ways_to_install_say_that_they_are_none(sdk: Any, client: httpx.Cl
         assert_problem(answer, 400, "install_method_not_supported")
 
 
+def test_what_an_app_knows_of_a_customer_is_kept_and_forgotten(sdk: Any) -> None:
+    customer, app, other = a_customer(sdk), a_custom_app(sdk), a_custom_app(sdk)
+    ours = models.CustomInvoicingCustomerAppData(type="custom_invoicing", id=app.id, metadata={"no": "7"})
+    sandbox = models.SandboxCustomerAppData(type="sandbox")
+
+    def known(**question: Any) -> list[tuple[str, Any]]:
+        found = sdk.customer_apps.list_app_data(customer.key, **question)
+        assert found.total_count == len(found.items_property)
+        return [(one["app"]["id"], one.get("metadata")) for one in found.items_property]
+
+    saved = sdk.customer_apps.upsert_app_data(customer.id, [ours, sandbox])
+    assert [(one["id"], one["type"]) for one in saved] == [(app.id, "custom_invoicing"), (SANDBOX, "sandbox")]
+    assert known() == [(SANDBOX, None), (app.id, {"no": "7"})]
+    sdk.customer_apps.upsert_app_data(customer.id, [*saved[:1], {"type": "custom_invoicing", "id": other.id}])
+    assert known(type="custom_invoicing") == [(app.id, {"no": "7"}), (other.id, {})]
+    sdk.customer_apps.delete_app_data(customer.id, app.id)
+    assert known() == [(SANDBOX, None), (other.id, {})]
+    with pytest.raises(ResourceNotFoundError):
+        sdk.customer_apps.delete_app_data(customer.id, app.id)
+    sdk.apps.uninstall(other.id)
+    assert known() == [(SANDBOX, None)]
+
+
+def test_of_what_an_app_knows_all_is_kept_or_nothing(sdk: Any) -> None:
+    customer, app, _ = a_customer(sdk), a_custom_app(sdk), a_custom_app(sdk)
+    for wrong, expected in (
+        ({"type": "custom_invoicing"}, ("app_id_required", "$[1].id")),
+        ({"type": "custom_invoicing", "id": UNKNOWN}, ("app_not_found", "$[1].id")),
+        ({"type": "sandbox", "id": app.id}, ("app_type_mismatch", "$[1].type")),
+    ):
+        call = sdk.customer_apps.upsert_app_data
+        assert refused(call, customer.id, [{"type": "sandbox"}, wrong]) == [expected]
+    assert sdk.customer_apps.list_app_data(customer.id).items_property == []
+
+
 # -- Custom invoicing ----------------------------------------------------------------------------------------
 
 

@@ -144,6 +144,20 @@ def _profiles() -> None:
         sa.PrimaryKeyConstraint("customer_id", name="customer_overrides_pkey"),
     )
     op.create_index("customer_overrides_billing_profile_id_idx", "customer_overrides", ["billing_profile_id"])
+    op.create_table(
+        "customer_apps",
+        sa.Column(
+            "customer_id",
+            ID,
+            sa.ForeignKey("customers.id", name="customer_apps_customer_id_fkey"),
+            nullable=False,
+        ),
+        sa.Column("app_id", ID, sa.ForeignKey("apps.id", name="customer_apps_app_id_fkey"), nullable=False),
+        sa.Column("data", JSONB(), nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("updated_at", INSTANT, nullable=False),
+        sa.PrimaryKeyConstraint("customer_id", "app_id", name="customer_apps_pkey"),
+    )
     _sandbox()
 
 
@@ -420,6 +434,7 @@ def downgrade() -> None:
         "pending_lines",
         "invoices",
         "number_sequences",
+        "customer_apps",
         "customer_overrides",
         "billing_profiles",
         "apps",
