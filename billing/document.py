@@ -38,6 +38,7 @@ __all__ = [
 
 Kind = Literal["invoice", "credit_note"]
 State = Literal["draft", "deleted", "void", "open", "overdue", "paid", "uncollectible"]
+UNOWED: tuple[State, ...] = ("draft", "deleted", "void")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,7 +209,7 @@ def document_of(account: Account) -> Document:
     invoice = account.invoice
     kind: Kind = "credit_note" if invoice.type == "credit_note" else "invoice"
     state = _state(invoice)
-    owes = kind == "invoice" and state != "draft" and invoice.totals.total > 0
+    owes = kind == "invoice" and state not in UNOWED and invoice.totals.total > 0
     return Document(
         kind=kind,
         state=state,
@@ -223,7 +224,7 @@ def document_of(account: Account) -> Document:
         lines=tuple(map(_line, sorted(invoice.lines, key=lambda line: line.position))),
         totals=invoice.totals,
         taxes=_taxes(invoice.lines),
-        received=tuple(_received(account)),
+        received=tuple(_received(account, state)) if owes else (),
         amount_due=account.open,
         terms=_terms(account, state) if owes else "",
         notes=invoice.description or "",
@@ -286,13 +287,17 @@ def _refers_to(invoice: Invoice) -> str:
     return f"For invoice {before.number} of {day_text(before.issued_at)}: {before.reason}"
 
 
-def _received(account: Account) -> Iterator[Reduction]:
+def _received(account: Account, state: State) -> Iterator[Reduction]:
+    """What was recorded by hand, and what the invoice's app says was paid."""
     for payment in account.payments:
         how = f", {payment.method}" if payment.method else ""
         said = f"Paid on {day_text(payment.received_at)}{how}"
         yield Reduction(description=said, amount=payment.amount)
     if account.credited:
         yield Reduction(description="Credited", amount=account.credited)
+    rest = EXACT.subtract(account.total, EXACT.add(account.paid, account.credited))
+    if state == "paid" and rest > 0:
+        yield Reduction(description="Paid", amount=rest)
 
 
 def _terms(account: Account, state: State) -> str:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -40,7 +41,9 @@ from catalog.price import MatrixCell, MatrixPrice, PriceTier, TieredPrice, TierU
 from catalog.rate_card import RateCard, UsageBasedRateCard
 from metering.event import Event
 from metering.events import append_events, keyed
+from metering.exact import total
 from metering.period import Period
+from tests.billed_world import a_billed_world
 from tests.billing_clock import bill_until, invoices_of
 from tests.builders import (
     START,
@@ -118,7 +121,7 @@ def a_line(name: str = "Seats", amount: str = "10.00", quantity: str = "1") -> D
 def a_document(
     *lines: DocumentLine, state: State = "open", currency: str = "USD", customer: str = "Kong Air"
 ) -> Document:
-    total = sum((line.amount for line in lines), Decimal(0))
+    amount = total(line.amount for line in lines)
     return Document(
         kind="invoice",
         state=state,
@@ -131,10 +134,10 @@ def a_document(
         customer=DocumentParty(name=customer, address=(), tax_id=None),
         refers_to="",
         lines=lines,
-        totals=Totals(amount=total),
+        totals=Totals(amount=amount),
         taxes=(),
         received=(),
-        amount_due=total,
+        amount_due=amount,
         terms="",
         notes="",
     )
@@ -241,6 +244,7 @@ def test_lines_show_what_was_rated_and_how(session: Session) -> None:
         ("Discounts", "-0.31"),
         ("Subtotal", "22.74"),
         ("Total", "USD 22.74"),
+        ("Paid", "-22.74"),
         ("Amount due", "USD 0.00"),
     ]
 
@@ -288,6 +292,28 @@ def test_a_credit_note_says_what_it_is_for_and_asks_for_nothing(session: Session
     assert "Credit note" in pages(document)[0]
 
 
+def test_everything_in_a_hard_half_year_adds_up(session: Session) -> None:
+    """Late and voided usage, invoices in mid-month, taxes, credits, a voided invoice."""
+    a_billed_world(session)
+    for invoice in invoices_of(session):
+        document = shown(session, invoice)
+        subtotal = total(line.amount for line in document.lines)
+        assert document.subtotal == subtotal
+        taxes = total(tax.amount for tax in document.taxes if tax.behavior == "exclusive")
+        assert subtotal + taxes == document.totals.total
+        for line in document.lines:
+            off = total(one.amount for detail in line.details for one in detail.discounts)
+            assert not line.details or total(one.amount for one in line.details) - off == line.amount
+        if document.kind == "invoice" and document.state != "void":
+            assert (
+                document.totals.total - total(one.amount for one in document.received) == document.amount_due
+            )
+        for billed_line in invoice.lines:
+            if billed_line.usage is not None:
+                used = total(row.value for row in usage_behind(session, invoice, billed_line)[1])
+                assert used == Decimal(billed_line.usage["quantity"])
+
+
 def test_a_draft_is_marked_as_one_and_asks_for_nothing(session: Session) -> None:
     a_metered_feature(session)
     payer = a_payer(session)
@@ -325,14 +351,14 @@ def test_both_forms_have_the_numbers_of_the_invoice(
     session: Session, currency: str, amounts: Sequence[str]
 ) -> None:
     document = shown(session, billed(session, fee("20"), per_unit("0.1"), currency=currency))
-    seat, tokens, total = amounts
+    seat, tokens, whole = amounts
     for text in (said(render_html(document)), *pages(document)):
         assert document.number in text
         assert "Kong Air" in text
         assert "Łódzka 7 00-950 Warszawa Poland" in text
         assert re.search(rf"seat 1 - 28 Feb 2026 1 {seat} {seat}\b", text), text
         assert re.search(rf"tokens .*1 - 31 Jan 2026 33 0\.1(00?)? {tokens}\b", text), text
-        assert re.search(rf"Total {currency} {total}\b", text)
+        assert re.search(rf"Total {currency} {whole}\b", text)
         assert re.search(rf"Amount due {currency} 0\b", text)
 
 
@@ -371,6 +397,16 @@ def test_the_same_document_is_the_same_file_and_bears_the_date_of_the_invoice() 
     assert found.creation_date == datetime(2026, 2, 1, 1, tzinfo=UTC)
     assert (found.title, found.author) == ("Invoice INV-KOAI-1", "Tollgate")
     assert render_pdf(document) != render_pdf(replace(document, number="INV-KOAI-2"))
+
+
+def test_documents_that_are_printed_at_once_are_what_they_are_alone() -> None:
+    documents = [
+        a_document(*(a_line(f"{letter} {i}") for i in range(30)), customer=letter * 9)
+        for letter in "ABЖЯΨλ東서"
+    ]
+    alone = [render_pdf(document) for document in documents]
+    with ThreadPoolExecutor(len(documents)) as pool:
+        assert list(pool.map(render_pdf, documents)) == alone
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import unicodedata
 from functools import cache
 from html import escape
 from io import BytesIO
+from threading import Lock
 
 from pymupdf_fonts.NotoSans_Bold import fontbuffer as bold
 from pymupdf_fonts.NotoSans_Regular import fontbuffer as regular
@@ -28,9 +29,18 @@ _SPACES = re.compile(r"[ \t\r\n]+")
 _EAST_ASIAN = re.compile("[\u1100-\u11ff\u2e80-\u9fff\uac00-\ud7a3\uf900-\ufaff\uff00-\uffef]+")
 
 
-@cache
 def register_fonts() -> frozenset[int]:
     """Once in a process, from memory; the letters that the embedded font has."""
+    with _REGISTERING:
+        return _registered()
+
+
+_REGISTERING = Lock()
+"""A font that is registered anew would spoil the page that another thread is drawing."""
+
+
+@cache
+def _registered() -> frozenset[int]:
     font = TTFont(REGULAR, BytesIO(regular))
     registerFont(font)
     registerFont(TTFont(BOLD, BytesIO(bold)))
