@@ -303,9 +303,11 @@ _NUMBERS = _Check(
         SELECT CASE i.type WHEN 'credit_note' THEN 'credit_notes' ELSE 'invoices' END AS scope,
                count(DISTINCT n.number) AS documents, max(n.number) AS highest
         FROM invoices AS i CROSS JOIN LATERAL (
-            SELECT CAST(substring(i.number FROM '^[A-Z]+-[A-Z0-9]+-([0-9]+)$') AS numeric) AS number
+            SELECT CAST(substring(coalesce(i.external_ids ->> 'own-number', i.number)
+                                  FROM '^[A-Z]+-[A-Z0-9]+-([0-9]+)$') AS numeric) AS number
         ) AS n
-        WHERE i.issued_at IS NOT NULL AND NOT i.external_ids ? 'number' AND {some}
+        WHERE i.issued_at IS NOT NULL AND {some}
+          AND (NOT i.external_ids ? 'number' OR i.external_ids ? 'own-number')
         GROUP BY 1
     ) AS given USING (scope)
     WHERE (last, documents, highest) IS DISTINCT FROM (last, last, last)

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from billing import invoice_actions
 from billing.app_changes import install_app
+from billing.audit import audit
 from billing.custom_invoicing import DraftSynced, draft_synchronized, issuing_synchronized, payment_status
 from billing.customer_overrides import pin_profile
 from billing.invoice import Invoice, InvoiceNotFoundError
@@ -93,6 +94,7 @@ def test_a_number_given_to_the_draft_stays_and_takes_none_of_ours(session: Sessi
     draft_synchronized(session, other.id, DraftSynced(), now=LATER)
     assert [one.number for one in invoices_of(session)] == ["EXT-1", "INV-KOAI-1"]
     assert {one.status for one in invoices_of(session)} == {"payment_processing.pending"}
+    assert audit(session, now=LATER) == []
 
 
 def test_a_draft_that_has_changed_is_confirmed_anew(session: Session) -> None:
@@ -155,6 +157,7 @@ def test_an_invoice_waits_until_the_app_has_issued_it(session: Session) -> None:
         "own-number": "INV-KOAI-1",
         "payment": "pay",
     }
+    assert audit(session, now=LATER) == [], "the number that was ours before leaves no gap"
 
 
 def test_an_app_that_says_nothing_of_the_invoice_leaves_it_ours(session: Session) -> None:
