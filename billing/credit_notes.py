@@ -29,10 +29,9 @@ from billing.invoice_progress import advance
 from billing.invoice_state import TRANSITIONS, Status
 from billing.invoice_tax import tax_as, taxed_amounts
 from billing.invoicing import line_of, number_drafts
-from billing.payments import settle_if_even
+from billing.payments import is_amount, settle_if_even
 from billing.pricing import NOTHING
 from billing.rating import add_totals
-from catalog.money import round_money
 from catalog.price import FlatPrice
 from catalog.rate_card import FlatFeeRateCard
 from metering.errors import InvalidError, Issue
@@ -178,7 +177,7 @@ def _issues(wanted: Sequence[CreditLine], left: Mapping[str, Decimal], invoice: 
         elif times[one.line_id] > 1:
             message = "a credit note gives back of a line once"
             yield Issue(code="credit_note_line_repeated", message=message, field=f"{where}.lineId")
-        elif one.amount <= 0 or round_money(one.amount, invoice.currency) != one.amount:
+        elif not is_amount(one.amount, invoice.currency):
             message = f"a credit is more than nothing, in whole minor units of {invoice.currency}"
             yield Issue(code="invalid_credit_amount", message=message, field=f"{where}.amount")
         elif one.amount > left[one.line_id]:

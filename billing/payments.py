@@ -16,6 +16,7 @@ from billing.invoice_actions import locked_invoice
 from billing.invoice_progress import fire
 from billing.invoice_state import TRANSITIONS
 from catalog.money import round_money
+from catalog.price import in_range
 from metering.database import Base, Id, Instant, translating
 from metering.errors import ConflictError, InvalidError, Issue
 from metering.exact import EXACT, plain, total
@@ -28,6 +29,7 @@ __all__ = [
     "PaymentTakenError",
     "account_of",
     "credits_against",
+    "is_amount",
     "record_payment",
     "settle_if_even",
 ]
@@ -140,13 +142,18 @@ def _issues(details: PaymentDetails, account: Account, now: datetime) -> Iterabl
     if details.received_at > now:
         message = "what was received lies in the past"
         yield Issue(code="payment_in_future", message=message, field="$.receivedAt")
-    if details.amount <= 0 or round_money(details.amount, currency) != details.amount:
+    if not is_amount(details.amount, currency):
         message = f"a payment is more than nothing, in whole minor units of {currency}"
         yield Issue(code="invalid_payment_amount", message=message, field="$.amount")
     elif details.amount > account.open:
         message = f"{plain(details.amount)} is more than what is open, {plain(account.open)}"
         hint = "Record what pays this invoice, and the rest where it belongs."
         yield Issue(code="payment_exceeds_open", message=message, field="$.amount", hint=hint)
+
+
+def is_amount(amount: Decimal, currency: str) -> bool:
+    """More than nothing, and to be paid in coins."""
+    return amount > 0 and in_range(amount) and round_money(amount, currency) == amount
 
 
 def _taken(details: PaymentDetails) -> PaymentTakenError:

@@ -10,10 +10,12 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from billing.billable import Billable
 from billing.customer import Customer
+from catalog.discount_rules import check_discounts, check_unit_config
 from catalog.features import Feature, features_by_id, latest_features
 from catalog.price import FlatPrice
 from catalog.price_rules import check_price
 from catalog.rate_card import RateCard, UsageBasedRateCard
+from catalog.rate_card_rules import check_tax
 from metering.database import Base, Id, Instant, ValueType
 from metering.errors import InvalidError, Issue
 from metering.ids import new_id
@@ -85,7 +87,7 @@ def add_pending_lines(
     keys = {line.rate_card.feature_key for line in lines if line.rate_card.feature_key}
     found = latest_features(session, keys, lock=True)
     metered = _metered(session, found)
-    issues = [issue for i, line in enumerate(lines) for issue in line_issues(line, f"$.lines[{i}]", metered)]
+    issues = [issue for i, line in enumerate(lines) for issue in _issues(line, f"$.lines[{i}]", metered)]
     if issues:
         raise InvalidError(issues[0].message, *issues)
     customer.currency = currency
@@ -119,6 +121,12 @@ def _metered(session: Session, found: Mapping[str, Feature]) -> set[str]:
     return {key for key, feature in found.items() if features[feature.id].meter_id is not None}
 
 
+def _issues(line: WantedLine, path: str, metered: set[str]) -> Iterable[Issue]:
+    yield from line_issues(line, path, metered)
+    if line.rate_card.tax_config is not None:
+        yield from check_tax(line.rate_card.tax_config, f"{path}.rateCard.taxConfig")
+
+
 def line_issues(line: WantedLine, path: str, metered: set[str]) -> Iterable[Issue]:
     price, feature_key = line.rate_card.price, line.rate_card.feature_key
     if price is None:
@@ -126,6 +134,10 @@ def line_issues(line: WantedLine, path: str, metered: set[str]) -> Iterable[Issu
         yield Issue(code="field_required", message=message, field=f"{path}.rateCard.price", hint="Add one.")
         return
     yield from check_price(price, f"{path}.rateCard.price")
+    if line.rate_card.discounts is not None:
+        yield from check_discounts(line.rate_card.discounts, price, f"{path}.rateCard.discounts")
+    if line.rate_card.unit_config is not None:
+        yield from check_unit_config(line.rate_card.unit_config, price, f"{path}.rateCard.unitConfig")
     if isinstance(price, FlatPrice):
         return
     if feature_key not in metered:

@@ -115,6 +115,7 @@ def test_what_can_not_be_credited_is_refused_with_its_place_and_nothing_is_writt
         (line.id, "10.01", "credit_note_exceeds_billed", "$.lines[0].amount"),
         (line.id, "0", "invalid_credit_amount", "$.lines[0].amount"),
         (line.id, "-1", "invalid_credit_amount", "$.lines[0].amount"),
+        (line.id, "1e999999", "invalid_credit_amount", "$.lines[0].amount"),
         (line.id, "0.001", "invalid_credit_amount", "$.lines[0].amount"),
         ("nobody", "1", "invoice_line_not_found", "$.lines[0].lineId"),
     ]

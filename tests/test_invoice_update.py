@@ -17,6 +17,7 @@ from billing.pending import PendingLine, WantedLine, add_pending_lines
 from billing.profile import Party, get_profile
 from billing.tax_rates import TaxRateDetails, create_tax_rate
 from billing.workflow import InvoicingSettings, PaymentSettings
+from catalog.discount import Discounts, PercentageDiscount
 from catalog.price import FlatPrice, Price, UnitPrice
 from catalog.rate_card import RateCard, UsageBasedRateCard
 from catalog.tax import CustomInvoicingTaxConfig, TaxConfig
@@ -309,8 +310,15 @@ def test_one_of_several_lines_of_a_period_keeps_its_part_and_its_price(session: 
 def test_new_lines_need_what_pending_lines_need_and_usage_that_is_over(session: Session) -> None:
     invoice = a_draft(session)
     usage = UnitPrice(type="unit", amount=Decimal(1))
+    too_much = Discounts(percentage=PercentageDiscount(percentage=Decimal(101)))
     cases: Mapping[tuple[str, str], LineUpdate] = {
         ("field_required", "$.lines[0].rateCard.price"): a_line("free", a_card(None)),
+        ("percentage_discount_invalid_value", "$.lines[0].rateCard.discounts.percentage.percentage"): a_line(
+            "x", replace(a_card(flat("1")), discounts=too_much)
+        ),
+        ("tax_config_invalid_tax_code_id", "$.lines[0].rateCard.taxConfig.taxCodeId"): a_line(
+            "x", replace(a_card(flat("1")), tax_config=TaxConfig(tax_code_id="x"))
+        ),
         ("invoice_line_feature_has_no_meters", "$.lines[0].rateCard.featureKey"): a_line("x", a_card(usage)),
         ("invoice_lines_not_billable", "$.lines[0].period.to"): a_line(
             "x", a_card(usage, "tokens"), end="2026-02-06"

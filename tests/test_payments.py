@@ -70,6 +70,7 @@ def test_more_than_is_open_less_than_a_cent_and_what_comes_later_are_refused(ses
     assert refused(session, invoice, "6.01") == "payment_exceeds_open $.amount"
     assert refused(session, invoice, "0.001") == "invalid_payment_amount $.amount"
     assert refused(session, invoice, "0") == "invalid_payment_amount $.amount"
+    assert refused(session, invoice, "1e999999") == "invalid_payment_amount $.amount"
     assert refused(session, invoice, "-1") == "invalid_payment_amount $.amount"
     assert refused(session, invoice, "1", at("2026-01-05T00:00:01")) == "payment_in_future $.receivedAt"
     assert account_of(session, invoice).open == 6
