@@ -38,6 +38,7 @@ __all__ = [
     "UnsoundError",
     "audit",
     "audit_after_run",
+    "in_halves",
     "require_sound",
 ]
 
@@ -486,11 +487,16 @@ def _events(session: Session, scope: _Scope) -> Iterator[Finding]:
     first = scope.since or session.scalar(select(func.min(Subscription.active_from)))
     if first is None or first >= scope.now:
         return
+
+    def count(period: Period) -> dict[Reason, int]:
+        with session.begin_nested():  # a statement that takes too long spoils it
+            return count_unbilled(session, UnbilledQuery(period=period))
+
     counts: dict[Reason, int] = {}
     periods = list(_months(Period(start=first, end=scope.now)))
     for done, period in enumerate(periods):
         scope.tell(scope.step, done, len(periods))
-        for reason, events in _unbilled(session, period).items():
+        for reason, events in in_halves(count, period).items():
             counts[reason] = counts.get(reason, 0) + events
     scope.tell(scope.step, len(periods), len(periods))
     for reason, events in counts.items():
@@ -510,17 +516,16 @@ def _months(period: Period) -> Iterator[Period]:
 MONTH = timedelta(days=30)
 
 
-def _unbilled(session: Session, period: Period) -> dict[Reason, int]:
-    """In halves, where a period holds too many to judge them at once."""
+def in_halves(count: Callable[[Period], dict[Reason, int]], period: Period) -> dict[Reason, int]:
+    """What `count` says of the period; of its halves, where it holds too many events to judge at once."""
     try:
-        with session.begin_nested():
-            return count_unbilled(session, UnbilledQuery(period=period))
+        return count(period)
     except WindowTooLongError:
         if period.length <= SHORTEST:
             raise
     middle = period.start + period.length / 2
-    before = _unbilled(session, Period(start=period.start, end=middle))
-    after = _unbilled(session, Period(start=middle, end=period.end))
+    before = in_halves(count, Period(start=period.start, end=middle))
+    after = in_halves(count, Period(start=middle, end=period.end))
     return {reason: events + after[reason] for reason, events in before.items()}
 
 

@@ -213,6 +213,8 @@ def _change(session: Session, asked: Asked) -> Change:
 def pin_events(session: Session, invoices: Sequence[Invoice]) -> None:
     """Give each metered line the digest of the events that it was rated by."""
     every = [(invoice, line) for invoice in invoices for line in invoice.lines if line.usage is not None]
+    if not every:
+        return
     customers = customers_by_id(session, {invoice.customer_id for invoice, _ in every})
     features = features_by_id(session, {line.feature_id for _, line in every if line.feature_id})
     asked = {

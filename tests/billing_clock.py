@@ -7,11 +7,12 @@ from decimal import Decimal
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
+from billing.audit import Finding, audit
 from billing.invoice import Invoice
 from billing.run import due_at, run_portion
 from catalog.money import minor_digits
 
-__all__ = ["bill_until", "invoices_of", "ledger"]
+__all__ = ["bill_until", "invoices_of", "ledger", "wrong"]
 
 
 def bill_until(session: Session, until: datetime, *, since: datetime | None = None) -> None:
@@ -46,3 +47,8 @@ def ledger(session: Session) -> list[str]:
 
 def _money(amount: Decimal, currency: str) -> str:
     return f"{amount:.{minor_digits(currency)}f}"
+
+
+def wrong(session: Session, now: datetime) -> list[Finding]:
+    """What the auditor objects to; and so every invoice comes out again when it is replayed."""
+    return [finding for finding in audit(session, now=now) if finding.severity == "error"]

@@ -1,18 +1,22 @@
 """The auditor is silent about what is right, and names what is wrong: each damage by its own finding."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from billing.audit import Finding, UnsoundError, audit, audit_after_run, require_sound
+from billing.audit import Finding, UnsoundError, audit, audit_after_run, in_halves, require_sound
 from billing.customer import Customer
+from billing.disposition import Reason
 from billing.due import billables_of, payers_of
 from billing.invoice import InvoiceLine
 from billing.invoice_actions import invoice_now
 from billing.run import run_portion
 from billing.subscription_changes import cancel_subscription
+from billing.unbilled import WindowTooLongError
+from metering.period import Period
 from tests.billed_world import NOW, a_billed_world, invoice_of, known_at
 from tests.billing_clock import bill_until, invoices_of
 from tests.builders import START, a_customer, a_plan, at, fee, per_unit, phase, sign_up, spent
@@ -193,3 +197,39 @@ def test_a_run_leaves_out_the_customer_whose_invoice_contradicts_itself(session:
     }
     assert {one.customer_id for one in outcome.invoices.values()} == {yan.id}
     assert len([one for one in invoices_of(session) if one.customer_id == zoe.id]) == 1
+
+
+def test_a_contract_that_nobody_can_read_is_told_and_the_others_are_audited(
+    session: Session, people: dict[str, Customer]
+) -> None:
+    session.execute(
+        text("UPDATE subscriptions SET billing_cadence = 'P0M' WHERE customer_id = :id"),
+        {"id": people["eve"].id},
+    )
+    session.expire_all()
+    found = audit(session, now=NOW)
+    assert [finding.code for finding in found] == ["contract_unreadable"]
+    assert found[0].ids["customer"] == people["eve"].id
+
+
+def test_a_period_of_too_many_events_is_judged_in_parts() -> None:
+    asked: list[Period] = []
+
+    def count(period: Period) -> dict[Reason, int]:
+        if period.length > timedelta(days=10):
+            raise WindowTooLongError("too long")
+        asked.append(period)
+        return {"no_price": 2}
+
+    month = Period(start=at("2026-01-01"), end=at("2026-01-31"))
+    assert in_halves(count, month) == {"no_price": 8}
+    assert [one.end for one in asked[:-1]] == [one.start for one in asked[1:]]
+    assert (asked[0].start, asked[-1].end) == (month.start, month.end)
+
+
+def test_a_minute_of_too_many_events_can_not_be_judged() -> None:
+    def count(_: Period) -> dict[Reason, int]:
+        raise WindowTooLongError("too long")
+
+    with pytest.raises(WindowTooLongError):
+        in_halves(count, Period(start=START, end=START + timedelta(hours=1)))

@@ -22,7 +22,7 @@ from metering.event import Event
 from metering.events import VoidedEvent
 from metering.ids import event_key, new_id
 from tests import reference_rating
-from tests.billing_clock import bill_until, invoices_of
+from tests.billing_clock import bill_until, invoices_of, wrong
 from tests.builders import START, a_customer, a_metered_feature, a_plan, at, phase, sign_up, spent, store
 from tests.test_pricing import Chance
 
@@ -79,6 +79,7 @@ def test_all_lines_of_a_period_come_to_what_one_line_would(
             start: expected(terms, [one for one in usage if start <= one.time < end])
             for start, end in pairwise(MONTHS)
         }
+        assert wrong(session, at("2026-06-02")) == []
         savepoint.rollback()
     session.expunge_all()
 

@@ -42,7 +42,7 @@ from catalog.plans import create_plan, get_plan, publish_plan
 from catalog.rate_card import Phase, RateCard
 from metering.events import VoidedEvent
 from metering.ids import event_key, new_id
-from tests.billing_clock import bill_until, invoices_of, ledger
+from tests.billing_clock import bill_until, invoices_of, ledger, wrong
 from tests.builders import START, a_customer, a_metered_feature, at, spent, store
 
 FOLDER = Path(__file__).parent / "scenarios"
@@ -89,6 +89,7 @@ def test_what_is_invoiced_is_what_was_computed_by_hand(session: Session, scenari
     for step in scenario.steps:
         world.take(step)
     assert ledger(session) == list(scenario.ledger)
+    assert wrong(session, world.now) == []
 
 
 @dataclass
