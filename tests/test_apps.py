@@ -4,9 +4,17 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from billing.app import SANDBOX_WISH, App, AppNotFoundError, get_app, get_listing, list_apps
+from billing.app import SANDBOX_WISH, App, AppNotFoundError, AppType, get_app, get_listing, list_apps
 from billing.app_changes import AppDetails, AppInUseError, install_app, uninstall_app, update_app
 from billing.customer import Customer
+from billing.customer_apps import (
+    CustomerAppDetails,
+    CustomerAppNotFoundError,
+    delete_customer_app,
+    list_customer_apps,
+    save_customer_apps,
+)
+from billing.customer_changes import delete_customer
 from billing.customer_overrides import pin_profile, unpin_profile
 from billing.invoice import Invoice
 from billing.invoice_actions import VoidAction, act, void_invoice
@@ -234,3 +242,57 @@ def test_a_voided_invoice_asks_nothing_of_its_app(session: Session) -> None:
     delete_profile(session, profile_id, now=START)
     uninstall_app(session, app.id, now=START)
     assert app.deleted_at == START
+
+
+# -- What apps know of customers -----------------------------------------------------------------------------
+
+
+def test_an_app_knows_of_a_customer_what_it_was_told_last(session: Session) -> None:
+    customer, app = a_customer(session), install_app(session, "custom_invoicing", now=START)
+    told = CustomerAppDetails(type="custom_invoicing", data={"no": "7"})
+    sandbox = CustomerAppDetails(type="sandbox", app_id=SANDBOX)
+    save_customer_apps(session, customer.id, [told, sandbox], now=START)
+    again = CustomerAppDetails(type="custom_invoicing", app_id=app.id, data={"no": "8"})
+    save_customer_apps(session, customer.id, [again], now=at("2026-02-01"))
+    session.expire_all()
+    found, count = list_customer_apps(session, customer.id)
+    assert ([(one.app.type, one.data) for one in found], count) == (
+        [("sandbox", {}), ("custom_invoicing", {"no": "8"})],
+        2,
+    )
+    assert (found[1].created_at, found[1].updated_at) == (START, at("2026-02-01"))
+    assert list_customer_apps(session, customer.id, app_type="sandbox")[1] == 1
+    delete_customer_app(session, customer.id, app.id)
+    with pytest.raises(CustomerAppNotFoundError):
+        delete_customer_app(session, customer.id, app.id)
+    uninstall_app(session, app.id, now=START)
+    assert [one.app_id for one in list_customer_apps(session, customer.id)[0]] == [SANDBOX]
+
+
+def test_which_app_is_meant_is_never_guessed(session: Session) -> None:
+    customer = a_customer(session)
+    gone = install_app(session, "custom_invoicing", now=START)
+    uninstall_app(session, gone.id, now=START)
+
+    def refused(app_id: str | None, app_type: AppType = "custom_invoicing") -> tuple[str, str]:
+        wanted = CustomerAppDetails(type=app_type, app_id=app_id)
+        with pytest.raises(InvalidError) as error:
+            save_customer_apps(session, customer.id, [wanted], now=START)
+        (issue,) = error.value.issues
+        return issue.code, issue.field
+
+    assert refused(None) == ("app_not_found", "$[0].type")
+    assert refused(gone.id) == ("app_not_found", "$[0].id")
+    assert refused("01ARZ3NDEKTSV4RRFFQ69G5FAV") == ("app_not_found", "$[0].id")
+    for _ in range(2):
+        install_app(session, "custom_invoicing", now=START)
+    assert refused(None) == ("app_id_required", "$[0].id")
+    assert refused(SANDBOX) == ("app_type_mismatch", "$[0].type")
+    assert list_customer_apps(session, customer.id) == ([], 0)
+
+
+def test_nothing_more_is_told_of_a_deleted_customer(session: Session) -> None:
+    customer = a_customer(session)
+    delete_customer(session, customer, now=START)
+    with pytest.raises(ConflictError):
+        save_customer_apps(session, customer.id, [], now=START)
