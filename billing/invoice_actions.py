@@ -123,6 +123,7 @@ def void_invoice(
 ) -> Invoice:
     """An issued invoice counts no more. Its number stays taken."""
     invoice = locked_invoice(session, invoice_id)
+    _require_uncredited(session, invoice)
     fire(session, invoice, "void", now=now)
     invoice.voided_at = now
     invoice.external_ids = invoice.external_ids | {"void-reason": reason}
@@ -133,6 +134,16 @@ def void_invoice(
             _bill_again(session, line, wanted.next_invoice_at or now)
     session.flush()
     return invoice
+
+
+def _require_uncredited(session: Session, invoice: Invoice) -> None:
+    """What was given back of it would be given twice."""
+    query = select(Invoice.number).where(Invoice.preceding_id == invoice.id)
+    query = query.where(Invoice.deleted_at.is_(None), Invoice.voided_at.is_(None))
+    if number := session.scalar(query.order_by(Invoice.id).limit(1)):
+        message = f"a part of the invoice was given back already, by {number}"
+        hint = "Give the rest back with another credit note."
+        raise InvalidError(message, Issue(code="invoice_has_credit_notes", message=message, hint=hint))
 
 
 def _bill_again(session: Session, line: InvoiceLine, at: datetime) -> None:

@@ -133,7 +133,9 @@ def test_drafts_voided_invoices_and_credit_notes_are_not_credited(session: Sessi
     invoice = invoiced(session, fee("10"), wish="failed")
     note = credit(session, invoice, "1")
     assert refused(session, note.id) == [("invoice_not_creditable", "$.invoiceId")]
-    void_invoice(session, invoice.id, VoidAction(type="discard"), reason="wrong", now=LATER)
+    with pytest.raises(InvalidError, match="given back already, by CN-KOAI-1"):
+        void_invoice(session, invoice.id, VoidAction(type="discard"), reason="wrong", now=LATER)
+    invoice.status = "voided"
     assert refused(session, invoice.id) == [("invoice_not_creditable", "$.invoiceId")]
     invoice.status = "draft.manual_approval_needed"
     assert refused(session, invoice.id) == [("invoice_not_creditable", "$.invoiceId")]
