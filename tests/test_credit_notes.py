@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from billing.app import SANDBOX_WISH
+from billing.app_changes import install_app
 from billing.audit import audit
 from billing.credit_notes import (
     CreditLine,
@@ -20,6 +21,7 @@ from billing.credit_notes import (
     get_credit_note,
     list_credit_notes,
 )
+from billing.custom_invoicing import issuing_synchronized
 from billing.customer import Address
 from billing.invoice import Invoice, InvoiceNotFoundError, get_invoice
 from billing.invoice_actions import VoidAction, invoice_now, void_invoice
@@ -237,3 +239,18 @@ def test_never_more_than_was_billed_is_credited_whoever_tries(
         assert total(note.totals.total for note in notes) == -invoice.totals.total
         assert total(note.totals.taxes for note in notes) == -invoice.totals.taxes
         attempt.rollback()
+
+
+def test_a_credit_note_waits_for_the_app_that_takes_it_to_the_customer_and_counts_at_once(
+    session: Session,
+) -> None:
+    invoice = invoiced(session, fee("10"))
+    app = install_app(session, "custom_invoicing", now=START)
+    app.issuing_sync_hook = True
+    invoice.app, invoice.app_id = app, app.id
+    note = credit(session, invoice, "4")
+    assert (note.status, note.number) == ("issuing.syncing", "CN-KOAI-1")
+    assert creditable_of(session, invoice) == {invoice.lines[0].id: Decimal("6.00")}
+    issuing_synchronized(session, note.id, now=LATER)
+    assert note.status == "paid"
+    assert refused(session, note.id) == [("invoice_not_creditable", "$.invoiceId")]

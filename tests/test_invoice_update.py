@@ -16,7 +16,7 @@ from billing.invoice_update import InvoiceUpdate, LineUpdate, update_invoice
 from billing.pending import PendingLine, WantedLine, add_pending_lines
 from billing.profile import Party, get_profile
 from billing.tax_rates import TaxRateDetails, create_tax_rate
-from billing.workflow import InvoicingSettings, PaymentSettings
+from billing.workflow import InvoicingSettings, PaymentSettings, TaxSettings
 from catalog.discount import Discounts, PercentageDiscount
 from catalog.price import FlatPrice, Price, UnitPrice
 from catalog.rate_card import RateCard, UsageBasedRateCard
@@ -356,3 +356,16 @@ def test_what_was_issued_can_not_be_edited(session: Session) -> None:
     invoice = a_draft(session)
     act(session, invoice.id, "approve", now=NOW)
     assert refused(session, invoice, as_it_is(invoice)) == {("invoice_cannot_be_edited", "$")}
+
+
+def test_a_draft_that_could_not_be_taxed_is_mended_by_the_customers_country(session: Session) -> None:
+    rate = TaxRateDetails(name="VAT", country="AT", percent=Decimal(20), valid_from=START)
+    create_tax_rate(session, rate, now=START)
+    profile = get_profile(session, None)
+    profile.workflow = replace(profile.workflow, tax=TaxSettings(enforced=True))
+    invoice = a_draft(session, fee("20"))
+    assert (invoice.status, len(invoice.validation_issues)) == ("draft.invalid", 1)
+    customer = replace(invoice.customer, addresses=(Address(country="AT"),))
+    update_invoice(session, invoice.id, replace(as_it_is(invoice), customer=customer), now=NOW)
+    assert (invoice.status, invoice.validation_issues) == ("draft.manual_approval_needed", [])
+    assert invoice.totals.total == 24
