@@ -154,6 +154,7 @@ def test_what_came_too_late_and_what_nobody_pays_is_told_but_no_error(
 def test_since_leaves_out_the_usage_of_before(session: Session) -> None:
     known_at(session, "2026-07-01", spent("ada", 5, "2026-01-03"), spent("nobody", 5, "2026-01-03"))
     assert audit(session, now=NOW, since=at("2026-02-02")) == []
+    assert audit(session, now=NOW, since=NOW) == []
 
 
 def test_it_tells_how_far_it_is(session: Session) -> None:

@@ -11,13 +11,14 @@ from sqlalchemy.orm import Session
 from billing.customer import Customer
 from billing.explain import Explanation, LineNotFoundError, Metered, explain_line
 from billing.invoice import InvoiceLine, InvoiceNotFoundError
+from billing.invoicing import collect
 from metering.event_set import Asked, EventDigest, counted_events, digests_of
 from metering.filter_string import FilterString
 from metering.meter import MeterDefinition
 from metering.period import Period
 from tests.billed_world import a_billed_world, known_at, voided_at
 from tests.billing_clock import bill_until, invoices_of
-from tests.builders import START, a_customer, a_plan, at, fee, phase, sign_up, spent
+from tests.builders import START, a_customer, a_plan, at, fee, per_unit, phase, sign_up, spent
 from tests.server import assert_problem, refusal, tollgate
 
 
@@ -259,3 +260,22 @@ def test_on_the_command_line(database_url: str) -> None:
 
 
 COMMANDS = (("audit",), ("invoice", "replay", "INV-KOAI-1"))
+
+
+def test_a_draft_is_explained_by_what_is_known_now(session: Session) -> None:
+    customer = a_customer(session, "zoe")
+    sign_up(session, customer, a_plan(session, phase(per_unit()), key="own"))
+    known_at(session, "2026-01-05", spent("zoe", 5, "2026-01-04"))
+    (draft,) = collect(session, [customer], now=at("2026-02-01"))
+    known_at(session, "2026-02-02", spent("zoe", 6, "2026-01-06"))
+    found = usage(session, draft.lines[0])
+    assert [found.quantity, found.known_then, found.known_now] == [5, 11, 11]
+    assert (found.as_of, found.billed, found.same_events) == (None, None, None)
+    assert not found.change.came
+
+
+def test_a_meter_that_counts_reads_no_value(session: Session) -> None:
+    known_at(session, "2026-03-05", spent("yan", 1, "2026-03-01"))
+    meter = MeterDefinition(event_type="llm", aggregation="COUNT")
+    question = Asked(meter=meter, subjects=("yan",), period=MARCH)
+    assert [one.value for one in counted_events(session, question, limit=5)] == [None]
