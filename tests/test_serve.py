@@ -130,6 +130,8 @@ def test_a_database_that_can_not_be_used_is_said_in_one_line_without_its_passwor
         ("PORT", "-1", "TOLLGATE_PORT must be a number"),
         ("WORKERS", "0", "TOLLGATE_WORKERS must be a number from 1 to"),
         ("WORKERS", "two", "TOLLGATE_WORKERS must be a number from 1 to"),
+        ("BILLING_INTERVAL", "-1", "TOLLGATE_BILLING_INTERVAL must be a number from 0 to"),
+        ("TEST_CLOCK", "soon", "'soon' is not an instant"),
         ("CONNECTIONS", "100000", "TOLLGATE_CONNECTIONS must be a number from 1 to"),
         (
             "KONG_SUBJECT",
