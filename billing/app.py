@@ -89,9 +89,9 @@ def get_listing(app_type: str) -> Listing:
 
 
 def get_app(session: Session, app_id: str, *, lock: bool = False) -> App:
-    """Uninstalled ones too."""
+    """Uninstalled ones too. Its lock keeps nobody from making invoices that it is to collect."""
     query = select(App).where(App.id == app_id)
-    if app := session.scalar(query.with_for_update() if lock else query):
+    if app := session.scalar(query.with_for_update(key_share=True) if lock else query):
         return app
     raise AppNotFoundError(f"no app {app_id!r}")
 

@@ -115,7 +115,7 @@ def _app_of(session: Session, details: CustomerAppDetails, where: str) -> App:
 
 def _only_one(session: Session, app_type: AppType, where: str) -> App:
     query = select(App).where(App.type == app_type, App.deleted_at.is_(None)).order_by(App.id).limit(2)
-    found = session.scalars(query.with_for_update()).all()
+    found = session.scalars(query.with_for_update(key_share=True)).all()
     if not found:
         raise _refused("app_not_found", f"no app of type {app_type} is installed", f"{where}.type")
     if len(found) > 1:

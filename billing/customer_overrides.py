@@ -57,10 +57,10 @@ def pin_profile(
     session: Session, customer_id: str, *, profile_id: str | None, now: datetime
 ) -> CustomerProfile:
     """None: to the default one. What is due is looked at anew where it is to be collected otherwise."""
+    if profile_id is not None:  # before the customer, as whoever changes a profile locks them
+        _require_profile(session, profile_id)
     customer = get_customer(session, customer_id, lock=True)
     customer.require_living()
-    if profile_id is not None:
-        _require_profile(session, profile_id)
     before = profiles_of(session, [customer.id])[customer.id]
     override = session.get(CustomerOverride, customer.id)
     if override is None:

@@ -97,10 +97,11 @@ class ProfileNotFoundError(NotFoundError):
 
 
 def get_profile(session: Session, profile_id: str | None, *, lock: bool = False) -> BillingProfile:
-    """By id, deleted ones too; None: the default one."""
+    """By id, deleted ones too; None: the default one. Its lock keeps nobody from making invoices by it."""
     query = select(BillingProfile).options(joinedload(BillingProfile.app))
     query = query.where(IS_DEFAULT if profile_id is None else BillingProfile.id == profile_id)
-    if profile := session.scalar(query.with_for_update(of=BillingProfile) if lock else query):
+    locked = query.with_for_update(of=BillingProfile, key_share=True)
+    if profile := session.scalar(locked if lock else query):
         return profile
     which = "default billing profile" if profile_id is None else f"billing profile {profile_id!r}"
     code = "default_profile_not_found" if profile_id is None else "profile_not_found"

@@ -112,8 +112,12 @@ def require_living(profile: BillingProfile, field: str = "$") -> None:
 
 
 def look_again(session: Session, customers: ColumnElement[bool], *, now: datetime) -> None:
-    """Have the billing run decide anew when something falls due for these customers."""
+    """Have the billing run decide anew when something falls due for these customers.
+
+    It waits for whoever bills one of them now, who may not know the change and would undo this.
+    """
     ids = select(Customer.id).outerjoin(CustomerOverride).where(customers)
+    session.execute(ids.order_by(Customer.id).with_for_update(of=Customer, key_share=True))
     for kind in (Subscription, PendingLine):
         waiting = select(kind.id).where(kind.next_billing_at > now, kind.customer_id.in_(ids))
         waiting = waiting.order_by(kind.id).with_for_update()
@@ -153,7 +157,7 @@ def _no_app(message: str) -> InvalidError:
 
 def _take_default(session: Session, now: datetime) -> BillingProfile | None:
     """From the profile that has been the default so far."""
-    query = select(BillingProfile).where(IS_DEFAULT).with_for_update()
+    query = select(BillingProfile).where(IS_DEFAULT).with_for_update(key_share=True)
     before = session.scalar(query)
     if before is not None:
         before.is_default = False

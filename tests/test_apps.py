@@ -17,7 +17,7 @@ from billing.customer_apps import (
 from billing.customer_changes import delete_customer
 from billing.customer_overrides import pin_profile, unpin_profile
 from billing.invoice import Invoice
-from billing.invoice_actions import VoidAction, act, void_invoice
+from billing.invoice_actions import VoidAction, act, delete_invoice, void_invoice
 from billing.profile import Party
 from billing.profile_changes import ProfileApps, ProfileDetails, create_profile, delete_profile
 from billing.workflow import InvoicingSettings, Workflow
@@ -83,6 +83,16 @@ def test_the_sandbox_does_with_a_draft_what_is_said_of_the_draft(session: Sessio
     draft.metadata_ = {SANDBOX_WISH: "failed"}
     session.flush()
     assert act(session, draft.id, "approve", now=START).status == "payment_processing.failed"
+
+
+@pytest.mark.parametrize("app_type", ["sandbox", "custom_invoicing"])
+def test_a_draft_that_is_given_up_waits_for_no_app(session: Session, app_type: str) -> None:
+    custom = install_app(session, "custom_invoicing", now=START)
+    custom.draft_sync_hook = custom.issuing_sync_hook = True
+    app = custom if app_type == "custom_invoicing" else get_app(session, SANDBOX)
+    billed_by(session, app, signed_up(session), auto_advance=False)
+    bill_until(session, START)
+    assert delete_invoice(session, only_invoice(session).id, now=START).status == "deleted"
 
 
 def test_where_nothing_is_to_be_paid_no_wish_counts(session: Session) -> None:

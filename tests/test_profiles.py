@@ -5,12 +5,12 @@ from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
 from billing.app import get_app
 from billing.app_changes import install_app
-from billing.customer import Address, Customer
+from billing.customer import Address, Customer, get_customer
 from billing.customer_changes import CustomerDetails, create_customer, delete_customer
 from billing.customer_overrides import (
     OverrideFilter,
@@ -39,7 +39,8 @@ from billing.profile_changes import (
     update_profile,
 )
 from billing.profile_rules import check_supplier, check_workflow
-from billing.run import due_at
+from billing.run import due_at, run_portion
+from billing.subscriptions import get_subscription
 from billing.workflow import (
     AnchoredAlignment,
     CollectionSettings,
@@ -485,3 +486,34 @@ def test_only_customers_whose_collection_changes_are_looked_at_again(session: Se
     assert (pinned.next_billing_at, other.next_billing_at) == (at("2026-01-21"), at("2026-01-22"))
     unpin_profile(session, pinned.customer_id, now=at("2026-01-23"))
     assert len(invoices_of(session)) == 2
+
+
+def test_who_bills_a_customer_meanwhile_does_not_undo_that_they_are_looked_at_again(engine: Engine) -> None:
+    with Session(engine) as session, session.begin():
+        signed = sign_up(session, a_customer(session), a_plan(session, phase(fee("20"))))
+        subscription_id, customer_id = signed.id, signed.customer_id
+
+    def bill(session: Session) -> None:
+        """Written when it commits, by the profile as it was."""
+        get_customer(session, customer_id, lock=True)
+        get_subscription(session, subscription_id).next_billing_at = at("2026-02-01")
+
+    wanted = details(workflow=anchored(), default=True)
+    changed = at_once(
+        engine, bill, lambda session: update_profile(session, DEFAULT, wanted, now=at("2026-01-20"))
+    )
+    assert changed.exception() is None
+    with Session(engine) as session:
+        assert get_subscription(session, subscription_id).next_billing_at == at("2026-01-20")
+
+
+def test_nobody_waits_for_who_changes_a_profile_to_bill_by_it(engine: Engine, now: datetime) -> None:
+    with Session(engine) as session, session.begin():
+        sign_up(session, a_customer(session), a_plan(session, phase(fee("20"))))
+    with Session(engine) as changing, Session(engine) as billing:
+        update_profile(changing, DEFAULT, details(default=True), now=now)
+        billing.execute(text("SET LOCAL lock_timeout = '1s'"))
+        outcome = run_portion(billing, now=START)
+        assert (outcome.created, outcome.failed) == (1, {})
+        billing.commit()
+        changing.commit()
