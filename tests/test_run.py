@@ -21,7 +21,7 @@ from billing.runs import BillingRun, failures_of, list_runs
 from billing.subscriptions import Subscription
 from tests.billing_clock import invoices_of, ledger
 from tests.builders import a_customer, a_metered_feature, a_plan, at, fee, per_unit, phase, sign_up
-from tests.server import assert_problem, until
+from tests.server import Server, assert_problem, until
 
 NOW = at("2026-01-10")
 
@@ -242,6 +242,16 @@ def test_the_worker_outlives_a_run_that_fails(database: Engine) -> None:
     with Session(database) as session:
         numbers = [invoice.number for invoice in invoices_of(session)]
     assert {*numbers} == {f"INV-KOAI-{n}" for n in range(1, len(numbers) + 1)}
+
+
+def test_a_server_bills_by_itself_and_stops_in_order(database: Engine, database_url: str) -> None:
+    environment = {"TOLLGATE_DATABASE_URL": database_url, "TOLLGATE_BILLING_INTERVAL": "1"}
+    with Server(environment=environment) as server, server.client() as client:
+        with Session(database) as session, session.begin():
+            signed_up(session, 1)
+        until(lambda: client.get("/api/v1/billing/runs").json()["totalCount"] == 1)
+        assert server.stop() == 0
+    assert "Traceback" not in server.output
 
 
 # -- Over HTTP -----------------------------------------------------------------------------------------------
