@@ -215,7 +215,7 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
             until = min(row.period_end, one.service.end) if one.metered else one.service.end
             last = until == one.service.end
             _rate(row, due_line(one, used, before, until=until, last=last))
-        elif before:
+        elif len(earlier.get(row.identity, ())) > 1:  # its lines are numbered without a hole
             _rate(row, taken_back(one, before))
         else:
             invoice.lines.remove(row)

@@ -1,6 +1,7 @@
 """The auditor is silent about what is right, and names what is wrong: each damage by its own finding."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -13,12 +14,14 @@ from billing.disposition import Reason
 from billing.due import billables_of, payers_of
 from billing.invoice import InvoiceLine
 from billing.invoice_actions import invoice_now
+from billing.profile import get_profile
 from billing.run import run_portion
 from billing.subscription_changes import cancel_subscription
 from billing.unbilled import WindowTooLongError
+from billing.workflow import InvoicingSettings
 from metering.period import Period
 from tests.billed_world import NOW, a_billed_world, invoice_of, known_at
-from tests.billing_clock import bill_until, invoices_of
+from tests.billing_clock import bill_until, invoices_of, wrong
 from tests.builders import START, a_customer, a_plan, at, fee, per_unit, phase, sign_up, spent
 
 
@@ -234,3 +237,21 @@ def test_a_minute_of_too_many_events_can_not_be_judged() -> None:
 
     with pytest.raises(WindowTooLongError):
         in_halves(count, Period(start=START, end=START + timedelta(hours=1)))
+
+
+def test_drafts_of_a_charge_that_is_none_any_more_come_to_nothing(session: Session) -> None:
+    """Two wait for approval; what neither has billed is not given back, and their lines stay numbered."""
+    profile = get_profile(session, None)
+    profile.workflow = replace(profile.workflow, invoicing=InvoicingSettings(auto_advance=False))
+    zoe = a_customer(session, "zoe")
+    signed = sign_up(session, zoe, a_plan(session, phase(per_unit()), key="own"))
+    for day in ("10", "20"):
+        known_at(session, f"2026-01-{day}", spent("zoe", 100, f"2026-01-{day}"))
+        (draft,) = invoice_now(session, zoe.id, progressive=True, now=at(f"2026-01-{day}T01:00"))
+        bill_until(session, at(f"2026-01-{day}T03:00"))
+        assert (draft.status, draft.totals.total) == ("draft.manual_approval_needed", 1)
+    cancel_subscription(session, signed.id, timing=START, now=at("2026-01-25"))
+    bill_until(session, at("2026-01-25"))
+    theirs = [invoice for invoice in invoices_of(session) if invoice.customer_id == zoe.id]
+    assert [invoice.totals.total for invoice in theirs] == [0, 0]
+    assert wrong(session, at("2026-01-25")) == []
