@@ -4,7 +4,7 @@ Billing is a difference: a line bills what its charge comes to by now, less what
 Late usage, a price that was cut short and a credit are the same thing, with another sign.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -12,11 +12,11 @@ from fractions import Fraction
 from typing import Any, Literal, Protocol
 
 from billing.pricing import NOTHING, Usage
-from billing.rating import DetailedLine, Rating, Terms, Totals, difference, settle
+from billing.rating import DetailedLine, Rating, Terms, Totals, difference, settle, totals_of
 from billing.timeline import Charge
 from catalog.price import FlatPrice, Price
 from catalog.rate_card import RateCard
-from metering.exact import plain
+from metering.exact import EXACT, plain
 from metering.ids import derived_id
 from metering.period import Period
 
@@ -28,6 +28,7 @@ __all__ = [
     "due_line",
     "taken_back",
     "usage_from",
+    "waive",
     "wire_of",
 ]
 
@@ -103,6 +104,7 @@ class DueLine:
 
     `correction`: it changes what an earlier line had settled, and covers the whole service period again.
     `first`: no earlier one counts, so that it is written even if it comes to nothing.
+    `waived`: it takes back what was given up, and so was never charged: nobody gets anything.
     """
 
     billable: Billable
@@ -113,6 +115,7 @@ class DueLine:
     rating: Rating
     correction: bool = False
     first: bool = False
+    waived: bool = False
 
     @property
     def invoice_at(self) -> datetime:
@@ -174,6 +177,55 @@ def taken_back(billable: Billable, earlier: Sequence[BilledLine]) -> DueLine:
         rating=Rating(details=difference((), billed)),
         correction=True,
     )
+
+
+@dataclass(slots=True, kw_only=True)
+class _Undone:
+    """A line that is about to be written, as later ones of its charge see it."""
+
+    sequence: int
+    usage: Any
+    last: bool
+    period_end: datetime
+    released_at: datetime | None
+    details: tuple[DetailedLine, ...]
+
+    @staticmethod
+    def of(line: DueLine) -> "_Undone":
+        return _Undone(
+            sequence=line.sequence,
+            usage=wire_of(line.usage),
+            last=line.last,
+            period_end=line.period.end,
+            released_at=None,
+            details=line.details,
+        )
+
+
+def waive(
+    rate: Callable[[Sequence[BilledLine]], DueLine],
+    earlier: Sequence[BilledLine],
+    given_up: Sequence[BilledLine],
+) -> list[DueLine]:
+    """What `rate` says after the `earlier` lines, of which some were `given_up` and so never charged.
+
+    What takes back undoes those first, over no time. The rest, if it is more than that, is a line of its own.
+    """
+    line, waived = rate(earlier), [detail for one in given_up for detail in one.details]
+    back, free = line.totals.total, totals_of(waived).total
+    if back >= 0 or free <= 0:
+        return [line]
+    if EXACT.add(back, free) >= 0:
+        return [replace(line, waived=True)]
+    undone = replace(
+        line,
+        period=Period(start=line.period.start, end=line.period.start),
+        last=False,
+        rating=replace(line.rating, details=difference((), waived)),
+        waived=True,
+        first=False,
+    )
+    return [undone, rate([*earlier, _Undone.of(undone)])]
 
 
 def _following(earlier: Sequence[BilledLine]) -> int:

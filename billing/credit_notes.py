@@ -128,21 +128,28 @@ def _left(
     """What the line billed less what was credited of it; no more than its charge was billed in all."""
     siblings = lines_by_identity(session, {line.identity for line in invoice.lines})
     others = _credit_lines(session, (line.id for lines in siblings.values() for line in lines))
-    unbilled = _unbilled(session, siblings)
+    given_up, drafts = _uncharged(session, siblings)
     left = {}
     for line in invoice.lines:
-        counted = [one for one in siblings[line.identity] if one.released_at is None]
-        counted = [one for one in counted if one.invoice_id not in unbilled or _amount(one) < 0]
+        counted = [
+            one
+            for one in siblings[line.identity]
+            if one.released_at is None and one.invoice_id not in given_up
+            if one.invoice_id not in drafts or _amount(one) < 0
+        ]
         whole = [*counted, *(note for one in siblings[line.identity] for note in others.get(one.id, ()))]
         mine = [line, *credited.get(line.id, ())]
         left[line.id] = max(ZERO, min(total(map(_amount, mine)), total(map(_amount, whole))))
     return left
 
 
-def _unbilled(session: Session, siblings: Mapping[str, Sequence[InvoiceLine]]) -> set[str]:
-    """The invoices among theirs that were not issued: nobody was billed what they charge."""
+def _uncharged(session: Session, siblings: Mapping[str, Sequence[InvoiceLine]]) -> tuple[set[str], set[str]]:
+    """The invoices among theirs that were deleted or voided; and drafts, which may yet give back."""
     ids = {line.invoice_id for lines in siblings.values() for line in lines}
-    return set(session.scalars(select(Invoice.id).where(Invoice.id.in_(ids), Invoice.issued_at.is_(None))))
+    query = select(Invoice.id, Invoice.issued_at, Invoice.deleted_at, Invoice.voided_at)
+    rows = session.execute(query.where(Invoice.id.in_(ids))).all()
+    given_up = {row.id for row in rows if row.deleted_at or row.voided_at}
+    return given_up, {row.id for row in rows if row.issued_at is None} - given_up
 
 
 def _credit_lines(session: Session, line_ids: Iterable[str]) -> dict[str, list[InvoiceLine]]:

@@ -1,17 +1,18 @@
 """What is due from customers: what they owe by an instant, less what was billed."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fractions import Fraction
+from functools import partial
 from typing import Literal
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from billing.billable import Billable, DueLine, due_line, taken_back
+from billing.billable import Billable, BilledLine, DueLine, due_line, taken_back, waive
 from billing.customer import Customer
-from billing.invoice import InvoiceLine
+from billing.invoice import Invoice, InvoiceLine
 from billing.metered import Demand, usage_of
 from billing.pending import PendingLine, pending_lines_of
 from billing.pricing import Usage
@@ -102,18 +103,52 @@ def due_of(
     whole = reach == "begun"
     ends = [usage_until or one.service.end if whole else payer.at for payer, one in wanted]
     usage = used_by(session, wanted, ends)
-    due: dict[str, list[DueLine]] = {payer.customer.id: [] for payer in payers}
+    rated: list[tuple[Payer, Rate, Sequence[InvoiceLine]]] = []
     for (payer, one), used in zip(wanted, usage, strict=True):
         last = whole or not one.metered or one.service.end <= payer.at
         until = one.service.end if last else payer.at
-        line = due_line(one, used, earlier.get(one.identity, ()), until=until, last=last)
+        rate = partial(due_line, one, used, until=until, last=last)
+        rated.append((payer, rate, earlier.get(one.identity, ())))
+    for payer in payers if only is None else ():
+        rated += [(payer, rate, lines) for rate, lines in _gone(payer, earlier)]
+    due: dict[str, list[DueLine]] = {payer.customer.id: [] for payer in payers}
+    for payer, line in _charged(session, rated):
         if line.first or line.rating.details:
             due[payer.customer.id].append(line)
-    for payer in payers if only is None else ():
-        due[payer.customer.id] += _gone(payer, earlier)
-    if reach != "due":
-        return due
-    return {id_: lines for id_, lines in due.items() if not all(line.waits for line in lines)}
+    return due if reach != "due" else {id_: _ripe(lines) for id_, lines in due.items()}
+
+
+Rate = Callable[[Sequence[BilledLine]], DueLine]
+"""What a charge comes to now, after its earlier lines."""
+
+
+def _ripe(lines: Sequence[DueLine]) -> list[DueLine]:
+    """Nothing, unless something doesn't wait; what is waived is no reason for an invoice."""
+    charged = [line for line in lines if not line.waived]
+    if all(line.waits for line in charged):
+        return [line for line in lines if line.waived]
+    return list(lines)
+
+
+def _charged(
+    session: Session, rated: Iterable[tuple[Payer, Rate, Sequence[InvoiceLine]]]
+) -> Iterable[tuple[Payer, DueLine]]:
+    """Each with what nobody was charged apart: nothing is given back of invoices that were given up."""
+    lines = [(payer, rate, before, rate(before)) for payer, rate, before in rated]
+    back = [before for _, _, before, line in lines if before and line.totals.total < 0]
+    given_up = _given_up(session, {line.invoice_id for before in back for line in before})
+    for payer, rate, before, line in lines:
+        waived = [one for one in before if one.invoice_id in given_up and one.released_at is None]
+        for one in waive(rate, before, waived) if waived else [line]:
+            yield payer, one
+
+
+def _given_up(session: Session, invoice_ids: Collection[str]) -> set[str]:
+    """Those that were deleted as drafts, or voided for good."""
+    if not invoice_ids:
+        return set()
+    gone = or_(Invoice.deleted_at.is_not(None), Invoice.voided_at.is_not(None))
+    return set(session.scalars(select(Invoice.id).where(Invoice.id.in_(invoice_ids), gone)))
 
 
 def earlier_of(session: Session, payers: Sequence[Payer]) -> Earlier:
@@ -153,7 +188,7 @@ def collected_at(invoice_at: datetime, workflow: Workflow) -> datetime:
     return invoice_at if period.start == invoice_at else period.end
 
 
-def _gone(payer: Payer, earlier: Earlier) -> Iterable[DueLine]:
+def _gone(payer: Payer, earlier: Earlier) -> Iterable[tuple[Rate, Sequence[InvoiceLine]]]:
     """What was billed for charges that the contract has no more, such as a period after it was cancelled."""
     for subscription in payer.subscriptions:
         theirs = {
@@ -164,9 +199,7 @@ def _gone(payer: Payer, earlier: Earlier) -> Iterable[DueLine]:
         there = {Billable.of(one).identity for one in charges(subscription.contract, until=until)}
         for name, lines in theirs.items():
             if name not in there:
-                line = taken_back(billable_of(lines[-1], subscription.currency), lines)
-                if line.rating.details:
-                    yield line
+                yield partial(taken_back, billable_of(lines[-1], subscription.currency)), lines
 
 
 def billable_of(line: InvoiceLine, currency: str) -> Billable:

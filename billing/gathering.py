@@ -181,6 +181,7 @@ def _line(charge: Charge, features: Mapping[str, Feature], usage: Usage) -> Gath
 
 
 def _invoice(payer: Payer, lines: Sequence[DueLine]) -> GatheringInvoice:
+    lines = [line for line in lines if not line.waived]
     sources: list[Subscription | PendingLine] = [*_signed(payer), *_waiting(payer)]
     return GatheringInvoice(
         customer=payer.customer,

@@ -53,11 +53,8 @@ def collect(
     recompute(session, _changeable(session, customers), now=now)
     payers = payers_of(session, customers, at, now)
     due = due_of(session, payers, reach=reach, only=only)
-    drafts = [
-        _draft(payer, currency, lines, now)
-        for payer in payers
-        for currency, lines in _by_currency(due.get(payer.customer.id, ())).items()
-    ]
+    _give_up(session, _drafts(payers, due, now, waived=True), now)
+    drafts = _drafts(payers, due, now, waived=False)
     tax_and_sum_up(session, drafts, now=now)
     number_drafts(session, drafts)
     session.add_all(drafts)
@@ -65,6 +62,31 @@ def collect(
         _look_ahead(payer)
     session.flush()
     return drafts
+
+
+def _drafts(
+    payers: Sequence[Payer], due: Mapping[str, Sequence[DueLine]], now: datetime, *, waived: bool
+) -> list[Invoice]:
+    return [
+        _draft(payer, currency, lines, now)
+        for payer in payers
+        for currency, lines in _by_currency(
+            [line for line in due.get(payer.customer.id, ()) if line.waived == waived]
+        ).items()
+    ]
+
+
+def _give_up(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    """What takes back what was given up is given up, too: it undoes that, and nobody sees it."""
+    if not invoices:
+        return
+    for invoice in invoices:
+        invoice.status, invoice.deleted_at = "deleted", now
+        invoice.description = "Takes back what was given up"
+    tax_and_sum_up(session, invoices, now=now)
+    number_drafts(session, invoices)
+    session.add_all(invoices)
+    session.flush()
 
 
 def _changeable(session: Session, customers: Sequence[Customer]) -> Sequence[Invoice]:
