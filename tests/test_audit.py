@@ -249,7 +249,8 @@ def test_drafts_of_a_charge_that_is_none_any_more_come_to_nothing(session: Sessi
         known_at(session, f"2026-01-{day}", spent("zoe", 100, f"2026-01-{day}"))
         (draft,) = invoice_now(session, zoe.id, progressive=True, now=at(f"2026-01-{day}T01:00"))
         bill_until(session, at(f"2026-01-{day}T03:00"))
-        assert (draft.status, draft.totals.total) == ("draft.manual_approval_needed", 1)
+        assert draft.status == "draft.manual_approval_needed"
+        assert draft.totals.total == 1
     cancel_subscription(session, signed.id, timing=START, now=at("2026-01-25"))
     bill_until(session, at("2026-01-25"))
     theirs = [invoice for invoice in invoices_of(session) if invoice.customer_id == zoe.id]
