@@ -148,4 +148,3 @@ def _differs(meter: Meter, name: str, there: str, wanted: str) -> Issue:
         field=f"$.{name}",
         hint="What a meter counts can't change: take another slug, or delete that meter first.",
     )
-
