@@ -23,21 +23,25 @@ AMOUNTS = ("0.01", "0.008", "0.005", "0.0025")
 
 @dataclass(frozen=True)
 class Rated:
-    """Medians: of one line in microseconds, of a simulation in milliseconds."""
+    """Medians: of one line in microseconds, of simulations in milliseconds; `steepest`: all graduated."""
 
     line: float
     simulation: float
     simulation_p99: float
+    steepest: float
 
 
 def rated(*, repeat: int) -> Rated:
     lines = _timed(_rate_one, repeat * 20)
     with place() as directory, postgres(directory) as url, Server(url) as server:
-        simulations = _over_http(server, repeat)
+        server.ask("POST", "/api/v1/customers", {"name": "Kong Air", "key": "kong-air"})
+        simulations = _over_http(server, [_line(n) for n in range(LINES)], repeat)
+        steepest = _over_http(server, [_graduated_line(n) for n in range(LINES)], repeat)
     return Rated(
         line=percentile(lines, 50) * 1000,
         simulation=percentile(simulations, 50),
         simulation_p99=percentile(simulations, 99),
+        steepest=percentile(steepest, 50),
     )
 
 
@@ -60,10 +64,9 @@ def _rate_one() -> None:
     assert len(rate(TERMS, USED).details) == len(AMOUNTS)
 
 
-def _over_http(server: Server, repeat: int) -> list[float]:
+def _over_http(server: Server, lines: list[dict[str, Any]], repeat: int) -> list[float]:
     """On one connection, of which the first answers don't count; what a client does with them is its own."""
-    server.ask("POST", "/api/v1/customers", {"name": "Kong Air", "key": "kong-air"})
-    body = json.dumps({"currency": "USD", "lines": [_line(n) for n in range(LINES)]})
+    body = json.dumps({"currency": "USD", "lines": lines})
     assert len(server.ask("POST", PATH, json.loads(body))["lines"]) == LINES
     connection, headers = (
         server.client(),
@@ -83,7 +86,19 @@ def _over_http(server: Server, repeat: int) -> list[float]:
 
 
 def _line(number: int) -> dict[str, Any]:
-    """Each reaches all tiers."""
+    """Of five lines one climbs four tiers, one is a package, one a fee and two are by the unit."""
+    prices = (
+        {"type": "package", "amount": "15", "quantityPerPackage": "10"},
+        {"type": "flat", "amount": "20"},
+        {"type": "unit", "amount": "0.00000075"},
+        {"type": "unit", "amount": "0.01", "maximumAmount": "10"},
+    )
+    line = _graduated_line(number)
+    return line if number % 5 == 0 else {**line, "rateCard": {"price": prices[number % 5 - 1]}}
+
+
+def _graduated_line(number: int) -> dict[str, Any]:
+    """Reaches all tiers."""
     tiers = [
         {"upToAmount": str(PER_TIER * n), "unitPrice": {"type": "unit", "amount": amount}}
         for n, amount in enumerate(AMOUNTS, start=1)

@@ -44,7 +44,8 @@ class _Amounts:
 
     def __post_init__(self) -> None:
         for name, amount in amounts_of(self):
-            if in_range(amount):
+            text = str(amount)
+            if ("E" in text or text.startswith("-")) and in_range(amount):
                 object.__setattr__(self, name, Decimal(plain(amount)))
 
 
