@@ -25,7 +25,7 @@ def main() -> None:
     app: Any = create_app(
         open_database(str(settings.database_url), connections=settings.connections), settings
     )
-    app.ingest = type(app.ingest)(Nowhere(), settings.kong_subject)
+    app.ingest = type(app.ingest)(Nowhere(), settings.kong_subject, app.ingest.clock)
     listening = socket.create_server(("127.0.0.1", 0))
     print(f"running at http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
     config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False)
