@@ -68,6 +68,42 @@ __all__ = ["create_app"]
 
 _WITH_KEY = ("/api/v1/", "/api/v2/", "/metrics")
 _REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
+AREAS = (
+    meters,
+    usage,
+    progress,
+    features,
+    feature_cost,
+    llm_prices,
+    plans,
+    addons,
+    plan_addons,
+    backtest,
+    billing_runs,
+    apps,
+    custom_invoicing,
+    billing_profiles,
+    customer_apps,
+    customer_overrides,
+    customers,
+    subscriptions,
+    subscription_addons,
+    tax_rates,
+    credit_notes,
+    payments,
+    invoice_actions,
+    invoice_update,
+    invoices,
+    invoice_documents,
+    explain,
+    simulation,
+    quarantine,
+    subjects,
+    corrections,
+    dispositions,
+    events,
+)
+"""Each has a router."""
 
 
 def create_app(engine: Engine, settings: Settings) -> ASGIApp:
@@ -91,41 +127,7 @@ def create_app(engine: Engine, settings: Settings) -> ASGIApp:
     app.state.clock = clock
     app.state.invoice_template = settings.invoice_template
     app.state.permits = asyncio.Semaphore(settings.connections)
-    for area in (
-        meters,
-        usage,
-        progress,
-        features,
-        feature_cost,
-        llm_prices,
-        plans,
-        addons,
-        plan_addons,
-        backtest,
-        billing_runs,
-        apps,
-        custom_invoicing,
-        billing_profiles,
-        customer_apps,
-        customer_overrides,
-        customers,
-        subscriptions,
-        subscription_addons,
-        tax_rates,
-        credit_notes,
-        payments,
-        invoice_actions,
-        invoice_update,
-        invoices,
-        invoice_documents,
-        explain,
-        simulation,
-        quarantine,
-        subjects,
-        corrections,
-        dispositions,
-        events,
-    ):
+    for area in AREAS:
         app.include_router(area.router)
     if settings.test_clock is not None:
         app.include_router(test_clock.router)
