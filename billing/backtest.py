@@ -1,8 +1,8 @@
 """Backtest: what a plan would have billed for the real usage of a past window, against what was billed.
 
 Both sides are priced by the one rater. The plan is taken as if every customer had signed up to it at the
-window's start, anchored there. Until invoices are issued, what was billed is what the customer's own
-subscriptions come to. Of both, those charges count whose service period begins in the window.
+window's start, anchored there. What was billed is what the customer's own subscriptions come to, which voids
+and credits by hand don't change. Of both, those charges count whose service period begins in the window.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

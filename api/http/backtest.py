@@ -136,8 +136,8 @@ def _total(currency: str, billed_currency: str, found: BacktestSum) -> BacktestT
 
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Until invoices are issued, `billed` is what the customer's own subscriptions come to,"
-        " for charges whose service period begins in the window, through the same rater.",
+        "description": "`billed` is what the customer's own subscriptions come to, for charges whose service"
+        " period begins in the window, through the same rater; voids and credits by hand are not in it.",
         "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
     }
 }
