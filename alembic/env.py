@@ -6,16 +6,16 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 
 import api.keys
-import billing.customer_apps
-import billing.invoice
-import billing.numbering
-import billing.payments
-import billing.pending
-import billing.runs
-import billing.subscription_addons
-import billing.subscriptions
-import billing.tax_rates
-import billing.test_clock
+import billing.contracts.pending
+import billing.contracts.subscription_addons
+import billing.contracts.subscriptions
+import billing.invoices.invoice
+import billing.invoices.numbering
+import billing.invoices.payments
+import billing.profiles.customer_apps
+import billing.runs.records
+import billing.runs.test_clock
+import billing.taxes.tax_rates
 import catalog.llm_prices
 import catalog.plans
 import metering.corrections
@@ -27,16 +27,16 @@ from metering.database import Base, ValueType
 
 TABLES = (
     api.keys,
-    billing.customer_apps,
-    billing.invoice,
-    billing.numbering,
-    billing.payments,
-    billing.pending,
-    billing.runs,
-    billing.subscription_addons,
-    billing.subscriptions,
-    billing.tax_rates,
-    billing.test_clock,
+    billing.profiles.customer_apps,
+    billing.invoices.invoice,
+    billing.invoices.numbering,
+    billing.invoices.payments,
+    billing.contracts.pending,
+    billing.runs.records,
+    billing.contracts.subscription_addons,
+    billing.contracts.subscriptions,
+    billing.taxes.tax_rates,
+    billing.runs.test_clock,
     catalog.llm_prices,
     catalog.plans,
     metering.corrections,

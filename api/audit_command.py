@@ -12,9 +12,9 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from api import clock
-from billing.audit import Finding, audit
-from billing.replay import InvoiceReplay, LineReplay, replay_invoice
-from billing.test_clock import stored_clock
+from billing.proof.audit import Finding, audit
+from billing.proof.replay import InvoiceReplay, LineReplay, replay_invoice
+from billing.runs.test_clock import stored_clock
 from metering.exact import plain
 
 __all__ = ["replay", "run"]

@@ -15,7 +15,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from api.http.backtest_csv import money_text, write_backtest
-from billing.backtest import Backtest, BacktestRow, BacktestSum, BacktestSummary, backtest
+from billing.reports.backtest import Backtest, BacktestRow, BacktestSum, BacktestSummary, backtest
 from catalog.plans import Plan, get_plan
 
 __all__ = ["run"]

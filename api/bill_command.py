@@ -21,8 +21,8 @@ from sqlalchemy.orm import sessionmaker
 from api import clock
 from api.billing_worker import billed, would_be_billed
 from api.http.backtest_csv import money_text
-from billing.run import Billed, Outcome, due_customers
-from billing.test_clock import stored_clock
+from billing.runs.run import Billed, Outcome, due_customers
+from billing.runs.test_clock import stored_clock
 from metering.errors import InvalidError
 
 __all__ = ["run"]

@@ -17,9 +17,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from api import clock
 from api.database import open_database
-from billing.run import PORTION, Outcome, run_portion
-from billing.runs import end_run, record
-from billing.test_clock import step
+from billing.runs.records import end_run, record
+from billing.runs.run import PORTION, Outcome, run_portion
+from billing.runs.test_clock import step
 
 __all__ = ["Sessions", "advanced", "billed", "billing", "would_be_billed"]
 

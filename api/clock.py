@@ -14,7 +14,7 @@ from sqlalchemy import URL, Engine
 from sqlalchemy.orm import Session
 
 from api.database import open_database
-from billing.test_clock import stored_clock
+from billing.runs.test_clock import stored_clock
 
 __all__ = ["SYSTEM", "Clock", "DatabaseClock", "database_clock", "now"]
 

@@ -21,8 +21,8 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from billing.run import due_at
-from billing.unbilled import UnbilledQuery, WindowTooLongError, count_unbilled
+from billing.proof.unbilled import UnbilledQuery, WindowTooLongError, count_unbilled
+from billing.runs.run import due_at
 from metering.period import Period
 
 __all__ = ["CONTENT_TYPE", "NUMBERS", "Metrics", "Number"]

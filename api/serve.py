@@ -30,7 +30,7 @@ from api.postgres import EmbeddedPostgres, running_url
 from api.settings import Settings
 from api.supervisor import Child, follow, supervise
 from api.worker import Worker
-from billing.test_clock import stored_clock, wind_up
+from billing.runs.test_clock import stored_clock, wind_up
 from metering.cubes.folding import maintain
 from metering.errors import InvalidError
 

@@ -15,10 +15,10 @@ from benchmarks.queries import settled
 from benchmarks.seed import DAYS, seed
 from benchmarks.stage import Server, connect, place, postgres
 from benchmarks.traffic import METER, MODELS, subject
-from billing.backtest import BacktestSummary, backtest
-from billing.customer import get_customer
-from billing.customer_changes import CustomerDetails, create_customer
-from billing.subscriptions import create_subscription
+from billing.contracts.customer import get_customer
+from billing.contracts.customer_changes import CustomerDetails, create_customer
+from billing.contracts.subscriptions import create_subscription
+from billing.reports.backtest import BacktestSummary, backtest
 from catalog.features import create_feature
 from catalog.interval import parse_interval
 from catalog.plans import Plan, create_plan, publish_plan

@@ -24,7 +24,7 @@ from api import clock
 from benchmarks.billing import differences, due, sign_all_up, worker
 from benchmarks.kill import wait_until
 from benchmarks.stage import connect, place, postgres
-from billing.audit import audit
+from billing.proof.audit import audit
 
 WORKERS = 2
 MOMENT = 4.0

@@ -10,8 +10,8 @@ from typing import Any
 
 from benchmarks.load import percentile
 from benchmarks.stage import KEY, Server, place, postgres
-from billing.pricing import Usage
-from billing.rating import Terms, rate
+from billing.rating.pricing import Usage
+from billing.rating.rater import Terms, rate
 from catalog.price import PriceTier, TieredPrice, TierUnitPrice
 
 LINES = 100

@@ -1,4 +1,4 @@
-"""Prices: what one feature, or one subscription, costs. A price is a value; billing/rating.py applies it.
+"""Prices: what one feature, or one subscription, costs. A price is a value that billing/rating applies.
 
 Six models are OpenMeter's (flat, unit, tiered graduated and volume, package, dynamic). Percentage, matrix and
 `groupBy` on tiers are our own. The rules that a price must keep are in price_rules.py.

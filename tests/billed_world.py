@@ -5,13 +5,17 @@ from decimal import Decimal
 
 from sqlalchemy.orm import Session
 
-from billing.credit_notes import CreditNoteDetails, create_credit_note
-from billing.customer import Address, Customer
-from billing.invoice import Invoice
-from billing.invoice_actions import VoidAction, invoice_now, void_invoice
-from billing.pending import WantedLine, add_pending_lines
-from billing.subscription_changes import cancel_subscription, change_subscription, unschedule_cancelation
-from billing.tax_rates import TaxRateDetails, create_tax_rate
+from billing.contracts.customer import Address, Customer
+from billing.contracts.pending import WantedLine, add_pending_lines
+from billing.contracts.subscription_changes import (
+    cancel_subscription,
+    change_subscription,
+    unschedule_cancelation,
+)
+from billing.invoices.actions import VoidAction, invoice_now, void_invoice
+from billing.invoices.credit_notes import CreditNoteDetails, create_credit_note
+from billing.invoices.invoice import Invoice
+from billing.taxes.tax_rates import TaxRateDetails, create_tax_rate
 from catalog.discount import Discounts, PercentageDiscount
 from catalog.price import FlatPrice, PriceTier, TieredPrice, TierUnitPrice
 from catalog.rate_card import UsageBasedRateCard

@@ -7,9 +7,9 @@ from decimal import Decimal
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
-from billing.audit import Finding, audit
-from billing.invoice import Invoice
-from billing.run import due_at, run_portion
+from billing.invoices.invoice import Invoice
+from billing.proof.audit import Finding, audit
+from billing.runs.run import due_at, run_portion
 from catalog.money import minor_digits
 
 __all__ = ["bill_until", "invoices_of", "ledger", "wrong"]

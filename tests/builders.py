@@ -12,9 +12,9 @@ from typing import TypeVar
 from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
-from billing.customer import Customer, get_customer
-from billing.customer_changes import CustomerDetails, create_customer
-from billing.subscriptions import Subscription, create_subscription
+from billing.contracts.customer import Customer, get_customer
+from billing.contracts.customer_changes import CustomerDetails, create_customer
+from billing.contracts.subscriptions import Subscription, create_subscription
 from catalog.addons import Addon, create_addon, publish_addon
 from catalog.features import Feature, create_feature
 from catalog.plans import Plan, create_plan, publish_plan

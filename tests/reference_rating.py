@@ -1,7 +1,7 @@
 """The rater once more, slowly, by somebody who has not seen the other one: fractions, and one sum per tier.
 
-It knows the rules of docs/pricing.md and nothing of how billing/pricing.py and billing/rating.py go about
-them. `owed` gives, by reference, what each part of a price comes to and what is taken off it.
+It knows the rules of docs/pricing.md and nothing of how billing/rating/ goes about them. `owed` gives, by
+reference, what each part of a price comes to and what is taken off it.
 """
 
 import json
@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from billing.pricing import Group, Usage
-from billing.rating import Terms
+from billing.rating.pricing import Group, Usage
+from billing.rating.rater import Terms
 from catalog.price import (
     DynamicPrice,
     FlatPrice,

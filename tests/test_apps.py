@@ -4,23 +4,23 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from billing.app import SANDBOX_WISH, App, AppNotFoundError, AppType, get_app, get_listing, list_apps
-from billing.app_changes import AppDetails, AppInUseError, install_app, uninstall_app, update_app
-from billing.customer import Customer
-from billing.customer_apps import (
+from billing.apps.app_changes import AppDetails, AppInUseError, install_app, uninstall_app, update_app
+from billing.contracts.customer import Customer
+from billing.contracts.customer_changes import delete_customer
+from billing.invoices.actions import VoidAction, act, delete_invoice, void_invoice
+from billing.invoices.invoice import Invoice
+from billing.profiles.app import SANDBOX_WISH, App, AppNotFoundError, AppType, get_app, get_listing, list_apps
+from billing.profiles.customer_apps import (
     CustomerAppDetails,
     CustomerAppNotFoundError,
     delete_customer_app,
     list_customer_apps,
     save_customer_apps,
 )
-from billing.customer_changes import delete_customer
-from billing.customer_overrides import pin_profile, unpin_profile
-from billing.invoice import Invoice
-from billing.invoice_actions import VoidAction, act, delete_invoice, void_invoice
-from billing.profile import Party
-from billing.profile_changes import ProfileApps, ProfileDetails, create_profile, delete_profile
-from billing.workflow import InvoicingSettings, Workflow
+from billing.profiles.customer_overrides import pin_profile, unpin_profile
+from billing.profiles.profile import Party
+from billing.profiles.profile_changes import ProfileApps, ProfileDetails, create_profile, delete_profile
+from billing.profiles.workflow import InvoicingSettings, Workflow
 from metering.errors import ConflictError, InvalidError
 from tests.billing_clock import bill_until, invoices_of
 from tests.builders import START, a_customer, a_plan, at, at_once, fee, phase, sign_up

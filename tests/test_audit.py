@@ -8,17 +8,17 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from billing.audit import Finding, UnsoundError, audit, audit_after_run, in_halves, require_sound
-from billing.customer import Customer
-from billing.disposition import Reason
-from billing.due import billables_of, payers_of
-from billing.invoice import InvoiceLine
-from billing.invoice_actions import invoice_now
-from billing.profile import get_profile
-from billing.run import run_portion
-from billing.subscription_changes import cancel_subscription
-from billing.unbilled import WindowTooLongError
-from billing.workflow import InvoicingSettings
+from billing.contracts.customer import Customer
+from billing.contracts.subscription_changes import cancel_subscription
+from billing.invoices.actions import invoice_now
+from billing.invoices.due import billables_of, payers_of
+from billing.invoices.invoice import InvoiceLine
+from billing.profiles.profile import get_profile
+from billing.profiles.workflow import InvoicingSettings
+from billing.proof.audit import Finding, UnsoundError, audit, audit_after_run, in_halves, require_sound
+from billing.proof.disposition import Reason
+from billing.proof.unbilled import WindowTooLongError
+from billing.runs.run import run_portion
 from metering.period import Period
 from tests.billed_world import NOW, a_billed_world, invoice_of, known_at
 from tests.billing_clock import bill_until, invoices_of, wrong

@@ -10,7 +10,9 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from billing.backtest import (
+from billing.contracts.customer import Customer, get_customer
+from billing.contracts.customer_changes import delete_customer
+from billing.reports.backtest import (
     BacktestCustomersError,
     BacktestPlanError,
     BacktestRow,
@@ -19,8 +21,6 @@ from billing.backtest import (
     BacktestWindowError,
     backtest,
 )
-from billing.customer import Customer, get_customer
-from billing.customer_changes import delete_customer
 from catalog.discount import Discounts, PercentageDiscount, UsageDiscount
 from catalog.features import archive_feature, get_feature
 from catalog.plans import Plan
@@ -314,7 +314,7 @@ def test_parts_of_any_size_make_up_the_same_rows_with_as_many_statements_each(
     assert len(whole) == 7
     sent: list[int] = []
     for size in (1, 3, 7):
-        monkeypatch.setattr("billing.backtest.CUSTOMERS_AT_ONCE", size)
+        monkeypatch.setattr("billing.reports.backtest.CUSTOMERS_AT_ONCE", size)
         with counted_statements(shared_engine) as statements:
             asked = backtest(session, plan, start=START, end=FEBRUARY, now=NOW)
             parts = list(asked.parts(session))

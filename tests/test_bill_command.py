@@ -9,8 +9,8 @@ from sqlalchemy.orm import Session
 
 from api import bill_command
 from api.clock import now as present
-from billing.subscriptions import Subscription
-from billing.test_clock import wind_up
+from billing.contracts.subscriptions import Subscription
+from billing.runs.test_clock import wind_up
 from metering.errors import InvalidError
 from tests.billing_clock import invoices_of
 from tests.builders import START, a_customer, a_plan, at, fee, phase, sign_up

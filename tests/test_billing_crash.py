@@ -16,8 +16,8 @@ from sqlalchemy.orm import Session
 
 from api.clock import now
 from api.database import connector
-from billing.invoice import Invoice, InvoiceLine
-from billing.run import due_at
+from billing.invoices.invoice import Invoice, InvoiceLine
+from billing.runs.run import due_at
 from tests.builders import a_customer, a_metered_feature, a_plan, fee, per_unit, phase, sign_up
 from tests.many import SUBJECT, multiply
 from tests.server import ROOT, environment_of, until

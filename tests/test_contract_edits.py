@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing.contract_edits import (
+from billing.contracts.edits import (
     AddItem,
     AddPhase,
     BeyondCalendarError,
@@ -26,10 +26,10 @@ from billing.contract_edits import (
     ended,
     spec_of,
 )
-from billing.pricing import NOTHING
-from billing.rating import rate
-from billing.subscription_rules import next_billing_cycle
-from billing.timeline import Charge, Contract, ContractItem, charges
+from billing.contracts.subscription_rules import next_billing_cycle
+from billing.rating.pricing import NOTHING
+from billing.rating.rater import rate
+from billing.rating.timeline import Charge, Contract, ContractItem, charges
 from catalog.interval import parse_interval
 from catalog.plan import BILLING_CADENCES
 from catalog.rate_card import Phase, RateCard

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from billing.app import SANDBOX_WISH
-from billing.app_changes import install_app
-from billing.audit import audit
-from billing.credit_notes import (
+from billing.apps.app_changes import install_app
+from billing.apps.custom_invoicing import issuing_synchronized
+from billing.contracts.customer import Address
+from billing.contracts.subscription_changes import cancel_subscription
+from billing.invoices.actions import VoidAction, invoice_now, void_invoice
+from billing.invoices.credit_notes import (
     CreditLine,
     CreditNoteDetails,
     create_credit_note,
@@ -21,14 +23,12 @@ from billing.credit_notes import (
     get_credit_note,
     list_credit_notes,
 )
-from billing.custom_invoicing import issuing_synchronized
-from billing.customer import Address
-from billing.invoice import Invoice, InvoiceNotFoundError, get_invoice
-from billing.invoice_actions import VoidAction, invoice_now, void_invoice
-from billing.payments import account_of
-from billing.replay import replay_invoice
-from billing.subscription_changes import cancel_subscription
-from billing.tax_rates import TaxRateDetails, create_tax_rate
+from billing.invoices.invoice import Invoice, InvoiceNotFoundError, get_invoice
+from billing.invoices.payments import account_of
+from billing.profiles.app import SANDBOX_WISH
+from billing.proof.audit import audit
+from billing.proof.replay import replay_invoice
+from billing.taxes.tax_rates import TaxRateDetails, create_tax_rate
 from catalog.rate_card import RateCard
 from metering.errors import InvalidError
 from metering.exact import total

@@ -8,17 +8,22 @@ from decimal import Decimal
 import pytest
 from sqlalchemy.orm import Session
 
-from billing import invoice_actions
-from billing.app_changes import install_app
-from billing.audit import audit
-from billing.custom_invoicing import DraftSynced, draft_synchronized, issuing_synchronized, payment_status
-from billing.customer_overrides import pin_profile
-from billing.invoice import Invoice, InvoiceNotFoundError
-from billing.invoice_progress import ActionNotAvailableError, advance
-from billing.invoice_state import Status, Trigger
-from billing.profile import Party
-from billing.profile_changes import ProfileApps, ProfileDetails, create_profile
-from billing.workflow import InvoicingSettings, Workflow
+from billing.apps.app_changes import install_app
+from billing.apps.custom_invoicing import (
+    DraftSynced,
+    draft_synchronized,
+    issuing_synchronized,
+    payment_status,
+)
+from billing.invoices import actions
+from billing.invoices.invoice import Invoice, InvoiceNotFoundError
+from billing.invoices.progress import ActionNotAvailableError, advance
+from billing.invoices.state import Status, Trigger
+from billing.profiles.customer_overrides import pin_profile
+from billing.profiles.profile import Party
+from billing.profiles.profile_changes import ProfileApps, ProfileDetails, create_profile
+from billing.profiles.workflow import InvoicingSettings, Workflow
+from billing.proof.audit import audit
 from catalog.discount import Discounts, PercentageDiscount
 from metering.errors import ConflictError, InvalidError
 from metering.ids import derived_id
@@ -172,7 +177,7 @@ def test_an_app_that_says_nothing_of_the_invoice_leaves_it_ours(session: Session
 def test_advancing_an_invoice_that_waits_for_its_app_is_refused(session: Session) -> None:
     invoice = an_invoice(session, draft=True)
     with pytest.raises(InvalidError) as error:
-        invoice_actions.advance_invoice(session, invoice.id, now=LATER)
+        actions.advance_invoice(session, invoice.id, now=LATER)
     assert [issue.code for issue in error.value.issues] == ["invoice_cannot_advance"]
 
 

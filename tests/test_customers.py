@@ -5,7 +5,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from billing.customer import (
+from billing.contracts.customer import (
     Address,
     Customer,
     CustomerDeletedError,
@@ -14,7 +14,7 @@ from billing.customer import (
     get_customer,
     list_customers,
 )
-from billing.customer_changes import (
+from billing.contracts.customer_changes import (
     CustomerDetails,
     CustomerInUseError,
     SubjectTakenError,
@@ -22,7 +22,7 @@ from billing.customer_changes import (
     delete_customer,
     update_customer,
 )
-from billing.subscriptions import create_subscription
+from billing.contracts.subscriptions import create_subscription
 from metering.errors import InvalidError
 from tests.builders import START, a_customer, a_plan, at_once, fee, phase, sign_up
 

@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
-from billing.customer import Customer, get_customer
-from billing.invoice_progress import advance
-from billing.invoicing import collect
-from billing.pricing import Group, Usage
-from billing.rating import Terms
+from billing.contracts.customer import Customer, get_customer
+from billing.invoices.invoicing import collect
+from billing.invoices.progress import advance
+from billing.rating.pricing import Group, Usage
+from billing.rating.rater import Terms
 from catalog.price import FlatPrice
 from catalog.rate_card import UsageBasedRateCard
 from metering.event import Event

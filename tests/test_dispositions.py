@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.orm import Session
 
-from billing.disposition import REASONS, Disposition, Reason, Term, decide
-from billing.dispositions import EventNotFoundError, disposition_of, dispositions_of
+from billing.proof.disposition import REASONS, Disposition, Reason, Term, decide
+from billing.proof.dispositions import EventNotFoundError, disposition_of, dispositions_of
 from catalog.features import archive_feature, delete_meter
 from catalog.rate_card import RateCard
 from metering.event import Event

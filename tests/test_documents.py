@@ -18,11 +18,16 @@ from sqlalchemy.orm import Session
 
 from api.documents.html import TemplateBrokenError, render_html
 from api.documents.pdf import render_pdf
-from billing.credit_notes import CreditLine, CreditNoteDetails, create_credit_note
-from billing.customer import Address, Customer
-from billing.customer_changes import CustomerDetails, create_customer
-from billing.document import Document, DocumentLine, DocumentParty, DocumentTax, State, document_of
-from billing.document_text import (
+from billing.contracts.customer import Address, Customer
+from billing.contracts.customer_changes import CustomerDetails, create_customer
+from billing.invoices.credit_notes import CreditLine, CreditNoteDetails, create_credit_note
+from billing.invoices.invoice import Invoice
+from billing.invoices.invoicing import collect
+from billing.invoices.payments import PaymentDetails, account_of, record_payment
+from billing.proof.line_usage import LineWithoutUsageError, usage_behind
+from billing.rating.rater import Totals
+from billing.reports.document import Document, DocumentLine, DocumentParty, DocumentTax, State, document_of
+from billing.reports.document_text import (
     day_text,
     money_text,
     percent_text,
@@ -30,12 +35,7 @@ from billing.document_text import (
     price_text,
     quantity_text,
 )
-from billing.invoice import Invoice
-from billing.invoicing import collect
-from billing.line_usage import LineWithoutUsageError, usage_behind
-from billing.payments import PaymentDetails, account_of, record_payment
-from billing.rating import Totals
-from billing.tax_rates import TaxRateDetails, create_tax_rate
+from billing.taxes.tax_rates import TaxRateDetails, create_tax_rate
 from catalog.discount import Discounts, PercentageDiscount, UsageDiscount
 from catalog.price import MatrixCell, MatrixPrice, PriceTier, TieredPrice, TierUnitPrice
 from catalog.rate_card import RateCard, UsageBasedRateCard

@@ -10,7 +10,7 @@ from pypdf import PdfReader
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from billing.invoice import Invoice
+from billing.invoices.invoice import Invoice
 from tests.billing_clock import bill_until, invoices_of
 from tests.builders import (
     a_customer,

@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.orm import Session
 
-from billing.customer import Customer
-from billing.explain import Explanation, LineNotFoundError, Metered, explain_line
-from billing.invoice import InvoiceLine, InvoiceNotFoundError
-from billing.invoicing import collect
+from billing.contracts.customer import Customer
+from billing.invoices.invoice import InvoiceLine, InvoiceNotFoundError
+from billing.invoices.invoicing import collect
+from billing.proof.explain import Explanation, LineNotFoundError, Metered, explain_line
 from metering.event_set import Asked, EventDigest, counted_events, digests_of
 from metering.filter_string import FilterString
 from metering.meter import MeterDefinition

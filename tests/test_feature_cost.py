@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
-from billing.feature_cost import MAX_CUTS as MOST
-from billing.feature_cost import FeatureCost, NoUnitCostError, feature_costs
+from billing.reports.feature_cost import MAX_CUTS as MOST
+from billing.reports.feature_cost import FeatureCost, NoUnitCostError, feature_costs
 from catalog.features import Feature, create_feature, set_unit_cost
 from catalog.llm_prices import create_override, list_prices
 from catalog.price import PriceTier, TieredPrice, TierFlatPrice, TierUnitPrice

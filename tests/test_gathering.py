@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
-from billing.billable import DueLine
-from billing.customer import Customer, get_customer
-from billing.customer_changes import CustomerDetails, update_customer
-from billing.gathering import GatheringInvoice, gathering_customers, gathering_invoices
-from billing.subscriptions import Subscription
+from billing.contracts.customer import Customer, get_customer
+from billing.contracts.customer_changes import CustomerDetails, update_customer
+from billing.contracts.subscriptions import Subscription
+from billing.invoices.gathering import GatheringInvoice, gathering_customers, gathering_invoices
+from billing.rating.billable import DueLine
 from catalog.features import archive_feature, delete_meter, get_feature
 from catalog.money import round_money
 from catalog.price import (

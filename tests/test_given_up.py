@@ -6,17 +6,17 @@ from decimal import Decimal
 import pytest
 from sqlalchemy.orm import Session
 
-from billing.app import SANDBOX_WISH
-from billing.audit import audit
-from billing.credit_notes import creditable_of
-from billing.customer import get_customer
-from billing.gathering import gathering_invoices
-from billing.invoice import Invoice, get_invoice
-from billing.invoice_actions import VoidAction, act, delete_invoice, invoice_now, void_invoice
-from billing.profile import get_profile
-from billing.subscription_changes import cancel_subscription
-from billing.subscriptions import Subscription
-from billing.workflow import InvoicingSettings
+from billing.contracts.customer import get_customer
+from billing.contracts.subscription_changes import cancel_subscription
+from billing.contracts.subscriptions import Subscription
+from billing.invoices.actions import VoidAction, act, delete_invoice, invoice_now, void_invoice
+from billing.invoices.credit_notes import creditable_of
+from billing.invoices.gathering import gathering_invoices
+from billing.invoices.invoice import Invoice, get_invoice
+from billing.profiles.app import SANDBOX_WISH
+from billing.profiles.profile import get_profile
+from billing.profiles.workflow import InvoicingSettings
+from billing.proof.audit import audit
 from metering.errors import InvalidError
 from tests.billing_clock import bill_until, invoices_of, ledger
 from tests.builders import (

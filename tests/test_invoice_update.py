@@ -9,14 +9,14 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from billing.customer import Address, get_customer
-from billing.invoice import Invoice, InvoiceLine, get_invoice
-from billing.invoice_actions import act, invoice_now
-from billing.invoice_update import InvoiceUpdate, LineUpdate, update_invoice
-from billing.pending import PendingLine, WantedLine, add_pending_lines
-from billing.profile import Party, get_profile
-from billing.tax_rates import TaxRateDetails, create_tax_rate
-from billing.workflow import InvoicingSettings, PaymentSettings, TaxSettings
+from billing.contracts.customer import Address, get_customer
+from billing.contracts.pending import PendingLine, WantedLine, add_pending_lines
+from billing.invoices.actions import act, invoice_now
+from billing.invoices.invoice import Invoice, InvoiceLine, get_invoice
+from billing.invoices.update import InvoiceUpdate, LineUpdate, update_invoice
+from billing.profiles.profile import Party, get_profile
+from billing.profiles.workflow import InvoicingSettings, PaymentSettings, TaxSettings
+from billing.taxes.tax_rates import TaxRateDetails, create_tax_rate
 from catalog.discount import Discounts, PercentageDiscount
 from catalog.price import FlatPrice, Price, UnitPrice
 from catalog.rate_card import RateCard, UsageBasedRateCard

@@ -2,7 +2,7 @@
 
 from sqlalchemy.orm import Session
 
-from billing.run import due_at, run_portion
+from billing.runs.run import due_at, run_portion
 from tests.billing_clock import bill_until, invoices_of, ledger
 from tests.builders import (
     a_customer,

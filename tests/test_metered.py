@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from billing.metered import SUBJECTS_AT_ONCE, Demand, Shape, shape_of, usage_of
-from billing.pricing import Group, Usage
+from billing.rating.metered import SUBJECTS_AT_ONCE, Demand, Shape, shape_of, usage_of
+from billing.rating.pricing import Group, Usage
 from catalog.features import Feature, create_feature
 from catalog.price import (
     DynamicPrice,

@@ -7,11 +7,11 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from billing.app import SANDBOX_WISH
-from billing.credit_notes import CreditLine, CreditNoteDetails, create_credit_note
-from billing.invoice import Invoice, get_invoice
-from billing.invoice_actions import VoidAction, act, void_invoice
-from billing.payments import Account, PaymentDetails, PaymentTakenError, account_of, record_payment
+from billing.invoices.actions import VoidAction, act, void_invoice
+from billing.invoices.credit_notes import CreditLine, CreditNoteDetails, create_credit_note
+from billing.invoices.invoice import Invoice, get_invoice
+from billing.invoices.payments import Account, PaymentDetails, PaymentTakenError, account_of, record_payment
+from billing.profiles.app import SANDBOX_WISH
 from metering.errors import InvalidError
 from tests.billing_clock import bill_until, invoices_of
 from tests.builders import START, a_customer, a_plan, at, at_once, fee, phase, sign_up

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing.pricing import NOTHING, Group, Usage
-from billing.rating import DetailedLine, Rating, Terms, rate
+from billing.rating.pricing import NOTHING, Group, Usage
+from billing.rating.rater import DetailedLine, Rating, Terms, rate
 from catalog.discount import Discounts, PercentageDiscount, UsageDiscount
 from catalog.price import (
     DynamicPrice,

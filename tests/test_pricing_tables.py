@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
-from billing.pricing import Usage
-from billing.rating import NO_DISCOUNTS, Rating, Terms, rate
+from billing.rating.pricing import Usage
+from billing.rating.rater import NO_DISCOUNTS, Rating, Terms, rate
 from catalog.price import FlatPrice
 from catalog.price_rules import check_price
 from catalog.rate_card import UsageBasedRateCard

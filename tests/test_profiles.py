@@ -8,11 +8,12 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
-from billing.app import get_app
-from billing.app_changes import install_app
-from billing.customer import Address, Customer, get_customer
-from billing.customer_changes import CustomerDetails, create_customer, delete_customer
-from billing.customer_overrides import (
+from billing.apps.app_changes import install_app
+from billing.contracts.customer import Address, Customer, get_customer
+from billing.contracts.customer_changes import CustomerDetails, create_customer, delete_customer
+from billing.contracts.subscriptions import get_subscription
+from billing.profiles.app import get_app
+from billing.profiles.customer_overrides import (
     OverrideFilter,
     OverrideNotFoundError,
     OverrideOrder,
@@ -21,7 +22,7 @@ from billing.customer_overrides import (
     profile_of,
     unpin_profile,
 )
-from billing.profile import (
+from billing.profiles.profile import (
     BillingProfile,
     CustomerOverride,
     Party,
@@ -31,17 +32,15 @@ from billing.profile import (
     list_profiles,
     profiles_of,
 )
-from billing.profile_changes import (
+from billing.profiles.profile_changes import (
     ProfileApps,
     ProfileDetails,
     create_profile,
     delete_profile,
     update_profile,
 )
-from billing.profile_rules import check_supplier, check_workflow
-from billing.run import due_at, run_portion
-from billing.subscriptions import get_subscription
-from billing.workflow import (
+from billing.profiles.profile_rules import check_supplier, check_workflow
+from billing.profiles.workflow import (
     AnchoredAlignment,
     CollectionSettings,
     InvoicingSettings,
@@ -50,6 +49,7 @@ from billing.workflow import (
     TaxSettings,
     Workflow,
 )
+from billing.runs.run import due_at, run_portion
 from catalog.tax import StripeTaxConfig, TaxConfig
 from metering.errors import ConflictError, InvalidError, TollgateError
 from tests.billing_clock import bill_until, invoices_of, ledger

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.pricing import Usage
-from billing.rating import DetailedLine, Terms, Totals, add_totals, rate, totals_of
-from billing.timeline import Contract, ContractItem, charges
+from billing.rating.pricing import Usage
+from billing.rating.rater import DetailedLine, Terms, Totals, add_totals, rate, totals_of
+from billing.rating.timeline import Contract, ContractItem, charges
 from catalog.interval import parse_interval
 from catalog.money import minor_digits, round_money
 from catalog.price import FlatPrice, Price, UnitPrice

@@ -6,10 +6,10 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
-from billing.customer import Customer
-from billing.invoice import InvoiceNotFoundError
-from billing.invoicing import collect
-from billing.replay import NotIssuedError, replay_invoice
+from billing.contracts.customer import Customer
+from billing.invoices.invoice import InvoiceNotFoundError
+from billing.invoices.invoicing import collect
+from billing.proof.replay import NotIssuedError, replay_invoice
 from tests.billed_world import a_billed_world, invoice_of
 from tests.billing_clock import invoices_of
 from tests.builders import (

@@ -15,10 +15,10 @@ from structlog.testing import capture_logs
 
 from api.billing_worker import Sessions, billed, billing, would_be_billed
 from api.database import open_database
-from billing.invoice import Invoice
-from billing.run import due_at, due_customers, run_portion
-from billing.runs import BillingRun, failures_of, list_runs
-from billing.subscriptions import Subscription
+from billing.contracts.subscriptions import Subscription
+from billing.invoices.invoice import Invoice
+from billing.runs.records import BillingRun, failures_of, list_runs
+from billing.runs.run import due_at, due_customers, run_portion
 from tests.billing_clock import invoices_of, ledger
 from tests.builders import a_customer, a_metered_feature, a_plan, at, fee, per_unit, phase, sign_up
 from tests.server import Server, assert_problem, until
@@ -117,7 +117,7 @@ def test_those_who_fail_keep_nobody_else_from_being_billed(
     session: Session, sessions: Sessions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Though they were due first, and fill all the places of those that are looked at."""
-    monkeypatch.setattr("billing.run.CANDIDATES", 2)
+    monkeypatch.setattr("billing.runs.run.CANDIDATES", 2)
     first = signed_up(session, 3)
     for subscription in first:
         broken(subscription)

@@ -22,12 +22,9 @@ import pytest
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
-from billing.app import SANDBOX_WISH
-from billing.contract_edits import AddItem, RemoveItem
-from billing.customer import Customer, get_customer
-from billing.invoice_actions import VoidAction, act, delete_invoice, invoice_now, void_invoice
-from billing.profile import get_profile
-from billing.subscription_changes import (
+from billing.contracts.customer import Customer, get_customer
+from billing.contracts.edits import AddItem, RemoveItem
+from billing.contracts.subscription_changes import (
     cancel_subscription,
     change_subscription,
     edit_subscription,
@@ -35,9 +32,12 @@ from billing.subscription_changes import (
     restore_subscription,
     unschedule_cancelation,
 )
-from billing.subscription_rules import Timing
-from billing.subscriptions import Subscription, create_subscription
-from billing.workflow import Workflow
+from billing.contracts.subscription_rules import Timing
+from billing.contracts.subscriptions import Subscription, create_subscription
+from billing.invoices.actions import VoidAction, act, delete_invoice, invoice_now, void_invoice
+from billing.profiles.app import SANDBOX_WISH
+from billing.profiles.profile import get_profile
+from billing.profiles.workflow import Workflow
 from catalog.plans import create_plan, get_plan, publish_plan
 from catalog.rate_card import Phase, RateCard
 from metering.events import VoidedEvent

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.pricing import Usage
-from billing.rating import Terms, rate
-from billing.simulation import (
+from billing.rating.pricing import Usage
+from billing.rating.rater import Terms, rate
+from billing.rating.simulation import (
     EventUsage,
     GroupUsage,
     InvalidSimulationError,

@@ -7,8 +7,13 @@ from alembic import command
 from sqlalchemy import Engine, select, text
 from sqlalchemy.orm import Session
 
-from billing.customer import get_customer
-from billing.customer_changes import CustomerDetails, SubjectTakenError, create_customer, update_customer
+from billing.contracts.customer import get_customer
+from billing.contracts.customer_changes import (
+    CustomerDetails,
+    SubjectTakenError,
+    create_customer,
+    update_customer,
+)
 from metering.errors import InvalidError
 from metering.ids import is_ulid
 from metering.subjects import (

@@ -10,12 +10,10 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from billing.addon_items import BoughtAddon, Quantity, combined, quantity_at, with_addons
-from billing.agreement import CustomPlan
-from billing.contract_edits import AddItem, ContractSpec, spec_of
-from billing.pricing import NOTHING
-from billing.rating import rate
-from billing.subscription_addons import (
+from billing.contracts.addon_items import BoughtAddon, Quantity, combined, quantity_at, with_addons
+from billing.contracts.agreement import CustomPlan
+from billing.contracts.edits import AddItem, ContractSpec, spec_of
+from billing.contracts.subscription_addons import (
     AddonAttachedError,
     AddonPurchaseError,
     SubscriptionAddon,
@@ -25,10 +23,16 @@ from billing.subscription_addons import (
     get_subscription_addon,
     update_addon_of,
 )
-from billing.subscription_changes import cancel_subscription, edit_subscription, unschedule_cancelation
-from billing.subscription_rules import SubscriptionForbiddenError, Timing
-from billing.subscriptions import Subscription, create_subscription, get_subscription
-from billing.timeline import charges
+from billing.contracts.subscription_changes import (
+    cancel_subscription,
+    edit_subscription,
+    unschedule_cancelation,
+)
+from billing.contracts.subscription_rules import SubscriptionForbiddenError, Timing
+from billing.contracts.subscriptions import Subscription, create_subscription, get_subscription
+from billing.rating.pricing import NOTHING
+from billing.rating.rater import rate
+from billing.rating.timeline import charges
 from catalog.addons import Addon, archive_addon
 from catalog.discount import Discounts, PercentageDiscount, UsageDiscount
 from catalog.plan_addons import create_plan_addon

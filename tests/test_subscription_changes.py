@@ -13,12 +13,10 @@ from sqlalchemy import Engine, text, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from billing.agreement import CustomPlan, PlanNotActiveError
-from billing.contract_edits import AddItem, ContractEdit, RemoveItem, StretchPhase
-from billing.customer import Customer, get_customer
-from billing.pricing import NOTHING
-from billing.rating import rate
-from billing.subscription_changes import (
+from billing.contracts.agreement import CustomPlan, PlanNotActiveError
+from billing.contracts.customer import Customer, get_customer
+from billing.contracts.edits import AddItem, ContractEdit, RemoveItem, StretchPhase
+from billing.contracts.subscription_changes import (
     InvalidEditError,
     InvalidTimingError,
     MigrationError,
@@ -30,8 +28,8 @@ from billing.subscription_changes import (
     restore_subscription,
     unschedule_cancelation,
 )
-from billing.subscription_rules import SubscriptionForbiddenError
-from billing.subscriptions import (
+from billing.contracts.subscription_rules import SubscriptionForbiddenError
+from billing.contracts.subscriptions import (
     OneSubscriptionAtATimeError,
     Subscription,
     SubscriptionNotFoundError,
@@ -41,7 +39,9 @@ from billing.subscriptions import (
     get_subscription,
     subscriptions_of,
 )
-from billing.timeline import charges
+from billing.rating.pricing import NOTHING
+from billing.rating.rater import rate
+from billing.rating.timeline import charges
 from catalog.plans import Plan, archive_plan, get_plan
 from catalog.rate_card import RateCard
 from metering.errors import InvalidError, TollgateError

@@ -5,9 +5,9 @@ import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from billing.customer import CustomerDeletedError, get_customer
-from billing.customer_changes import delete_customer
-from billing.subscriptions import (
+from billing.contracts.customer import CustomerDeletedError, get_customer
+from billing.contracts.customer_changes import delete_customer
+from billing.contracts.subscriptions import (
     OneSubscriptionAtATimeError,
     PlanNotActiveError,
     Subscription,
@@ -17,7 +17,7 @@ from billing.subscriptions import (
     has_subscription,
     subscriptions_of,
 )
-from billing.timeline import charges
+from billing.rating.timeline import charges
 from catalog.features import archive_feature
 from catalog.interval import parse_interval
 from catalog.plans import get_plan

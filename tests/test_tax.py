@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from billing.customer import Address
-from billing.invoice import Invoice, get_invoice
-from billing.invoice_actions import act
-from billing.invoice_tax import RATE_MISSING
-from billing.invoice_update import recalculate_tax
-from billing.profile import get_profile
-from billing.subscription_changes import cancel_subscription
-from billing.tax import Rate, Taxation, TaxedAmount, new_of, rate_of, resolve, tax_on, taxes_of
-from billing.tax_rates import (
+from billing.contracts.customer import Address
+from billing.contracts.subscription_changes import cancel_subscription
+from billing.invoices.actions import act
+from billing.invoices.invoice import Invoice, get_invoice
+from billing.invoices.invoice_tax import RATE_MISSING
+from billing.invoices.update import recalculate_tax
+from billing.profiles.profile import get_profile
+from billing.profiles.workflow import TaxSettings
+from billing.taxes.tax import Rate, Taxation, TaxedAmount, new_of, rate_of, resolve, tax_on, taxes_of
+from billing.taxes.tax_rates import (
     TaxRate,
     TaxRateDetails,
     TaxRateNotFoundError,
@@ -29,7 +30,6 @@ from billing.tax_rates import (
     list_tax_rates,
     update_tax_rate,
 )
-from billing.workflow import TaxSettings
 from catalog.money import round_money
 from catalog.rate_card import FlatFeeRateCard
 from catalog.tax import CustomInvoicingTaxConfig, StripeTaxConfig, TaxBehavior, TaxConfig

@@ -9,7 +9,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session, sessionmaker
 
 from api.billing_worker import advanced
-from billing.test_clock import stored_clock, wind_up
+from billing.runs.test_clock import stored_clock, wind_up
 from metering.errors import ConflictError
 from tests.billing_clock import ledger
 from tests.builders import START, a_customer, a_metered_feature, a_plan, at, fee, per_unit, phase, sign_up

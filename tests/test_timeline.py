@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.timeline import Charge, Contract, ContractItem, charges
+from billing.rating.timeline import Charge, Contract, ContractItem, charges
 from catalog.interval import parse_interval
 from catalog.plan import BILLING_CADENCES
 from catalog.price import FlatPrice

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, insert, text
 from sqlalchemy.orm import Session
 
-from billing.customer import Customer, SubjectOwner, customers_by_id
-from billing.disposition import REASONS, UNBILLED, Disposition
-from billing.dispositions import dispositions_of
-from billing.gathering import gathering_invoices
-from billing.subscriptions import Subscription, SubscriptionItem, SubscriptionPhase
-from billing.unbilled import (
+from billing.contracts.customer import Customer, SubjectOwner, customers_by_id
+from billing.contracts.subscriptions import Subscription, SubscriptionItem, SubscriptionPhase
+from billing.invoices.gathering import gathering_invoices
+from billing.proof.disposition import REASONS, UNBILLED, Disposition
+from billing.proof.dispositions import dispositions_of
+from billing.proof.unbilled import (
     UnbilledGroup,
     UnbilledQuery,
     WindowTooLongError,

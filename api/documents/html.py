@@ -10,8 +10,8 @@ from pathlib import Path
 from jinja2 import FileSystemLoader, StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from billing.document import Document
-from billing.document_text import (
+from billing.reports.document import Document
+from billing.reports.document_text import (
     day_text,
     money_text,
     percent_text,

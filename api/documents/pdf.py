@@ -29,8 +29,8 @@ from reportlab.platypus import (
 )
 
 from api.documents.fonts import BOLD, REGULAR, markup, plain_text, register_fonts
-from billing.document import Document, DocumentDetail, DocumentLine, DocumentParty
-from billing.document_text import (
+from billing.reports.document import Document, DocumentDetail, DocumentLine, DocumentParty
+from billing.reports.document_text import (
     money_text,
     percent_text,
     period_text,

@@ -9,9 +9,9 @@ from pydantic import Field, StringConstraints
 from api.http.auth import admin, reader
 from api.http.body import RESOURCE, Body, ExactRoute, Metadata, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Transaction
-from billing import app_changes
-from billing.app import LISTINGS, App, AppType, Listing, get_app, get_listing, list_apps
-from billing.app_changes import AppDetails
+from billing.apps import app_changes
+from billing.apps.app_changes import AppDetails
+from billing.profiles.app import LISTINGS, App, AppType, Listing, get_app, get_listing, list_apps
 from metering.errors import InvalidError, Issue
 
 __all__ = ["AppBody", "app_body", "router"]

@@ -23,7 +23,7 @@ from api.http.progress import ClientId, announce
 from api.http.session import Now, Snapshot
 from api.http.usage import Accept
 from api.http.usage_csv import MEDIA_TYPE, wants_csv
-from billing.backtest import (
+from billing.reports.backtest import (
     MAX_CUSTOMERS_NAMED,
     Backtest,
     BacktestOrder,

@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import IO
 
 from api.http.usage_csv import harmless
-from billing.backtest import BacktestRow
+from billing.reports.backtest import BacktestRow
 from catalog.money import minor_digits
 
 __all__ = ["money_text", "write_backtest"]

@@ -10,11 +10,11 @@ from api.http.apps import AppBody, app_body
 from api.http.auth import admin, reader
 from api.http.body import RESOURCE, Body, ExactRoute, Metadata, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Snapshot, Transaction
-from billing import profile_changes
-from billing.app import App
-from billing.profile import BillingProfile, Party, ProfileOrder, get_profile, list_profiles
-from billing.profile_changes import ProfileApps, ProfileDetails
-from billing.workflow import Workflow
+from billing.profiles import profile_changes
+from billing.profiles.app import App
+from billing.profiles.profile import BillingProfile, Party, ProfileOrder, get_profile, list_profiles
+from billing.profiles.profile_changes import ProfileApps, ProfileDetails
+from billing.profiles.workflow import Workflow
 
 __all__ = ["AppsOrReferences", "apps_body", "router"]
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from api.http.auth import reader
 from api.http.body import Body, ExactRoute, Page, PageNumber, PageSize, page_of
 from api.http.session import Snapshot
-from billing import runs
-from billing.runs import BillingRun, BillingRunFailure
+from billing.runs import records
+from billing.runs.records import BillingRun, BillingRunFailure
 
 __all__ = ["FailureBody", "router"]
 
@@ -47,15 +47,15 @@ class BillingRunPage(Page):
 @router.get("", operation_id="listBillingRuns", dependencies=[reader])
 def list_all(session: Snapshot, page: PageNumber = 1, page_size: PageSize = 100) -> BillingRunPage:
     """The newest first; without the failures."""
-    found, count = runs.list_runs(session, **page_of(page, page_size))
+    found, count = records.list_runs(session, **page_of(page, page_size))
     items = [_body(run) for run in found]
     return BillingRunPage(total_count=count, page=page, page_size=page_size, items=items)
 
 
 @router.get("/{billingRunId}", operation_id="getBillingRun", dependencies=[reader])
 def get(session: Snapshot, billingRunId: str) -> BillingRunBody:  # noqa: N803  the wire's name
-    run = runs.get_run(session, billingRunId)
-    return _body(run, runs.failures_of(session, run.id, limit=MOST_FAILURES))
+    run = records.get_run(session, billingRunId)
+    return _body(run, records.failures_of(session, run.id, limit=MOST_FAILURES))
 
 
 def _body(run: BillingRun, failures: Sequence[BillingRunFailure] | None = None) -> BillingRunBody:

@@ -10,8 +10,8 @@ from api.http.body import Body, ExactRoute, Metadata, PageNumber, PageSize, page
 from api.http.invoice_body import InvoiceBody
 from api.http.invoices import InvoicePage, bodies_of
 from api.http.session import Now, Snapshot, Transaction
-from billing import credit_notes
-from billing.credit_notes import CreditLine, CreditNoteDetails
+from billing.invoices import credit_notes
+from billing.invoices.credit_notes import CreditLine, CreditNoteDetails
 from metering.wire import Numeric
 
 __all__ = ["router"]

@@ -8,8 +8,8 @@ from pydantic import Field, StringConstraints
 from api.http.auth import admin
 from api.http.body import Body, ExactRoute, Instant
 from api.http.session import Now, Transaction
-from billing import custom_invoicing
-from billing.custom_invoicing import DraftSynced
+from billing.apps import custom_invoicing
+from billing.apps.custom_invoicing import DraftSynced
 from metering.errors import InvalidError, Issue
 
 __all__ = ["router"]

@@ -9,8 +9,8 @@ from api.http.apps import CustomInvoicingApp, SandboxApp, app_body
 from api.http.auth import admin, reader
 from api.http.body import Body, ExactRoute, Metadata, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Snapshot, Transaction
-from billing.app import AppType
-from billing.customer_apps import (
+from billing.profiles.app import AppType
+from billing.profiles.customer_apps import (
     CustomerApp,
     CustomerAppDetails,
     delete_customer_app,

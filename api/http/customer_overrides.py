@@ -12,10 +12,10 @@ from api.http.billing_profiles import AppsOrReferences, apps_body
 from api.http.body import Body, ExactRoute, Page, PageNumber, PageSize, page_of
 from api.http.customers import CustomerBody, customer_bodies
 from api.http.session import Now, Snapshot, Transaction
-from billing import customer_overrides
-from billing.customer_overrides import CustomerProfile, OverrideFilter, OverrideOrder, list_overrides
-from billing.profile import Party
-from billing.workflow import Workflow
+from billing.profiles import customer_overrides
+from billing.profiles.customer_overrides import CustomerProfile, OverrideFilter, OverrideOrder, list_overrides
+from billing.profiles.profile import Party
+from billing.profiles.workflow import Workflow
 
 __all__ = ["router"]
 

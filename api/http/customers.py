@@ -11,10 +11,10 @@ from api.http.auth import admin, reader
 from api.http.body import RESOURCE, Body, ExactRoute, Metadata, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Transaction
 from api.http.subscriptions import SubscriptionBody, subscription_body
-from billing import customer_changes
-from billing.customer import Address, Customer, get_customer, list_customers
-from billing.customer_changes import CustomerDetails
-from billing.subscriptions import Subscription, SubscriptionStatus, subscriptions_of
+from billing.contracts import customer_changes
+from billing.contracts.customer import Address, Customer, get_customer, list_customers
+from billing.contracts.customer_changes import CustomerDetails
+from billing.contracts.subscriptions import Subscription, SubscriptionStatus, subscriptions_of
 
 __all__ = ["CustomerBody", "customer_bodies", "router"]
 

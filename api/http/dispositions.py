@@ -9,9 +9,9 @@ from pydantic import Field, StringConstraints
 from api.http.auth import reader
 from api.http.body import Body, ExactRoute, Instant, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Snapshot
-from billing.disposition import UNBILLED, Disposition, Reason, Term
-from billing.dispositions import disposition_of
-from billing.unbilled import UnbilledGroup, UnbilledQuery, list_unbilled
+from billing.proof.disposition import UNBILLED, Disposition, Reason, Term
+from billing.proof.dispositions import disposition_of
+from billing.proof.unbilled import UnbilledGroup, UnbilledQuery, list_unbilled
 from metering.errors import InvalidError, Issue
 from metering.period import Period
 

@@ -21,7 +21,7 @@ from api.http.auth import reader
 from api.http.body import Body, ExactRoute, Instant, WireResponse
 from api.http.progress import announce
 from api.http.session import Now, Snapshot
-from billing.customer import customers_by_id, owners_of
+from billing.contracts.customer import customers_by_id, owners_of
 from metering.errors import InvalidError, Issue
 from metering.event_list import EventCursor, EventQuery, ListedEvent, list_events
 from metering.filter_string import parse_filter

@@ -15,10 +15,10 @@ from api.http.body import Body, ExactRoute
 from api.http.events import read_cursor, written_cursor
 from api.http.invoice_body import PeriodBody, period_body
 from api.http.session import Snapshot
-from billing.explain import Change, EarlierLine, Explanation, Metered, explain_line
-from billing.invoice import InvoiceLine
-from billing.rating import DetailedLine
-from billing.replay import Difference, InvoiceReplay, replay_invoice
+from billing.invoices.invoice import InvoiceLine
+from billing.proof.explain import Change, EarlierLine, Explanation, Metered, explain_line
+from billing.proof.replay import Difference, InvoiceReplay, replay_invoice
+from billing.rating.rater import DetailedLine
 from catalog.rate_card import RateCard
 from metering.event_set import CountedEvent, EventDigest
 from metering.exact import plain

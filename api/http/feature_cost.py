@@ -16,7 +16,7 @@ from api.http.progress import announce
 from api.http.session import Snapshot
 from api.http.usage import Accept, MeterQueryRequest, query_of
 from api.http.usage_csv import MEDIA_TYPE, harmless, instant_text, wants_csv
-from billing.feature_cost import CURRENCY, FeatureCost, feature_costs
+from billing.reports.feature_cost import CURRENCY, FeatureCost, feature_costs
 from catalog.features import get_feature
 from metering.period import WindowSize
 from metering.wire import Numeric

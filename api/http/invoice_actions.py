@@ -13,12 +13,12 @@ from api.http.invoices import bodies_of
 from api.http.session import Now, Transaction
 from api.http.simulation import PeriodInput
 from api.http.stored_invoice import gathering_body
-from billing import invoice_actions
-from billing.customer import get_customer
-from billing.gathering import gathering_invoices
-from billing.invoice import Invoice
-from billing.invoice_actions import VoidAction
-from billing.pending import PendingLine, WantedLine, add_pending_lines
+from billing.contracts.customer import get_customer
+from billing.contracts.pending import PendingLine, WantedLine, add_pending_lines
+from billing.invoices import actions
+from billing.invoices.actions import VoidAction
+from billing.invoices.gathering import gathering_invoices
+from billing.invoices.invoice import Invoice
 from catalog import rate_card
 from catalog.price import Price
 from catalog.tax import TaxConfig
@@ -54,7 +54,7 @@ def invoice_pending_lines(
     session: Transaction, now: Now, body: InvoicePendingLinesAction
 ) -> list[InvoiceBody]:
     """Invoice now what is due, and what was used so far if that is billed progressively."""
-    made = invoice_actions.invoice_now(
+    made = actions.invoice_now(
         session,
         body.customer_id,
         line_ids=(body.filters and body.filters.line_ids) or (),
@@ -68,19 +68,19 @@ def invoice_pending_lines(
 @router.post("/invoices/{invoiceId}/advance", operation_id="advanceInvoiceAction", dependencies=[admin])
 def advance(session: Transaction, now: Now, invoiceId: str) -> InvoiceBody:  # noqa: N803  the wire's name
     """As far as nothing holds it back."""
-    return _body(session, invoice_actions.advance_invoice(session, invoiceId, now=now), now)
+    return _body(session, actions.advance_invoice(session, invoiceId, now=now), now)
 
 
 @router.post("/invoices/{invoiceId}/approve", operation_id="approveInvoiceAction", dependencies=[admin])
 def approve(session: Transaction, now: Now, invoiceId: str) -> InvoiceBody:  # noqa: N803  the wire's name
     """Issue a draft without waiting any longer."""
-    return _body(session, invoice_actions.act(session, invoiceId, "approve", now=now), now)
+    return _body(session, actions.act(session, invoiceId, "approve", now=now), now)
 
 
 @router.post("/invoices/{invoiceId}/retry", operation_id="retryInvoiceAction", dependencies=[admin])
 def retry(session: Transaction, now: Now, invoiceId: str) -> InvoiceBody:  # noqa: N803  the wire's name
     """Try again what has failed; what was critical is a warning from now on."""
-    return _body(session, invoice_actions.act(session, invoiceId, "retry", now=now), now)
+    return _body(session, actions.act(session, invoiceId, "retry", now=now), now)
 
 
 @router.post(
@@ -90,13 +90,13 @@ def retry(session: Transaction, now: Now, invoiceId: str) -> InvoiceBody:  # noq
 )
 def snapshot_quantities(session: Transaction, now: Now, invoiceId: str) -> InvoiceBody:  # noqa: N803
     """Take the usage as it is now, without waiting for what comes late."""
-    return _body(session, invoice_actions.act(session, invoiceId, "snapshot_quantities", now=now), now)
+    return _body(session, actions.act(session, invoiceId, "snapshot_quantities", now=now), now)
 
 
 @router.delete("/invoices/{invoiceId}", operation_id="deleteInvoice", status_code=204, dependencies=[admin])
 def delete(session: Transaction, now: Now, invoiceId: str) -> None:  # noqa: N803  the wire's name
     """Give up a draft; what it would have billed is not billed again."""
-    invoice_actions.delete_invoice(session, invoiceId, now=now)
+    actions.delete_invoice(session, invoiceId, now=now)
 
 
 # -- Void ----------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def void(session: Transaction, now: Now, invoiceId: str, body: VoidInvoiceAction
             message,
             Issue(code="invoice_void_partial", message=message, field="$.action.percentage", hint=hint),
         )
-    voided = invoice_actions.void_invoice(
+    voided = actions.void_invoice(
         session,
         invoiceId,
         body.action.action.value,

@@ -22,10 +22,10 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from api.http.body import Body, Metadata, decimal_text, present
-from billing.customer import Address, Customer
-from billing.rating import AmountDiscount, DetailedLine, Rating, Totals
-from billing.tax import LineTax
-from billing.workflow import Workflow
+from billing.contracts.customer import Address, Customer
+from billing.profiles.workflow import Workflow
+from billing.rating.rater import AmountDiscount, DetailedLine, Rating, Totals
+from billing.taxes.tax import LineTax
 from catalog.discount import Discounts, PercentageDiscount, UsageDiscount
 from catalog.money import minor_digits
 from catalog.price import FlatPrice, PaymentTerm, Price

@@ -12,10 +12,10 @@ from api.http.auth import reader
 from api.http.body import ExactRoute
 from api.http.session import Snapshot
 from api.http.usage_csv import MEDIA_TYPE, preferred, usage_csv
-from billing.document import document_of
-from billing.invoice import get_invoice
-from billing.line_usage import line_of, usage_behind
-from billing.payments import account_of
+from billing.invoices.invoice import get_invoice
+from billing.invoices.payments import account_of
+from billing.proof.line_usage import line_of, usage_behind
+from billing.reports.document import document_of
 
 __all__ = ["router"]
 

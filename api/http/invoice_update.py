@@ -13,13 +13,13 @@ from api.http.invoice_body import InvoiceBody, Party, UsageBasedRateCard
 from api.http.invoices import bodies_of
 from api.http.session import Now, Transaction
 from api.http.simulation import PeriodInput
-from billing import invoice_update
-from billing.gathering import customer_of_gathering
-from billing.invoice import Invoice, InvoiceNotFoundError, get_invoice
-from billing.invoice_update import InvoiceUpdate, LineUpdate
-from billing.profile import Party as PartyValue
-from billing.profile import TaxIdentity
-from billing.workflow import InvoicingSettings, PaymentSettings, Workflow
+from billing.invoices import update as invoice_update
+from billing.invoices.gathering import customer_of_gathering
+from billing.invoices.invoice import Invoice, InvoiceNotFoundError, get_invoice
+from billing.invoices.update import InvoiceUpdate, LineUpdate
+from billing.profiles.profile import Party as PartyValue
+from billing.profiles.profile import TaxIdentity
+from billing.profiles.workflow import InvoicingSettings, PaymentSettings, Workflow
 from catalog.price import Price
 from catalog.rate_card import UsageBasedRateCard as UsageCard
 from catalog.tax import TaxConfig

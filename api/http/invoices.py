@@ -15,10 +15,10 @@ from api.http.body import ExactRoute, Instant, Page, PageNumber, PageSize, page_
 from api.http.invoice_body import InvoiceBody, InvoiceStatus
 from api.http.session import Now, Snapshot
 from api.http.stored_invoice import gathering_body, invoice_body
-from billing.customer import customers_by_id, get_customer
-from billing.gathering import customer_of_gathering, gathering_customers, gathering_invoices
-from billing.invoice import Invoice, InvoiceNotFoundError, get_invoice
-from billing.invoice_actions import InvoiceFilter, InvoiceOrder, list_invoices
+from billing.contracts.customer import customers_by_id, get_customer
+from billing.invoices.actions import InvoiceFilter, InvoiceOrder, list_invoices
+from billing.invoices.gathering import customer_of_gathering, gathering_customers, gathering_invoices
+from billing.invoices.invoice import Invoice, InvoiceNotFoundError, get_invoice
 from metering.errors import InvalidError, Issue, NotFoundError
 
 __all__ = ["Expand", "bodies_of", "router"]

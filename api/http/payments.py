@@ -9,8 +9,8 @@ from pydantic import StringConstraints
 from api.http.auth import admin, reader
 from api.http.body import Body, ExactRoute, Instant, decimal_text
 from api.http.session import Now, Snapshot, Transaction
-from billing.invoice import get_invoice
-from billing.payments import Account, Payment, PaymentDetails, account_of, record_payment
+from billing.invoices.invoice import get_invoice
+from billing.invoices.payments import Account, Payment, PaymentDetails, account_of, record_payment
 from metering.wire import Numeric
 
 __all__ = ["router"]

@@ -30,10 +30,10 @@ from api.http.invoice_body import (
 )
 from api.http.session import Now, Transaction
 from api.http.stored_invoice import party_body, workflow_body
-from billing.customer import Customer, get_customer
-from billing.profile import BillingProfile, profiles_of
-from billing.rating import NO_DISCOUNTS, Rating
-from billing.simulation import EventUsage, GroupUsage, InvalidSimulationError, SimulatedLine, simulate
+from billing.contracts.customer import Customer, get_customer
+from billing.profiles.profile import BillingProfile, profiles_of
+from billing.rating.rater import NO_DISCOUNTS, Rating
+from billing.rating.simulation import EventUsage, GroupUsage, InvalidSimulationError, SimulatedLine, simulate
 from catalog.price import Price
 from catalog.tax import TaxConfig
 from metering.errors import Issue

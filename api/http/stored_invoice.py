@@ -30,15 +30,15 @@ from api.http.invoice_body import (
     tax_body,
     totals_body,
 )
-from billing.billable import DueLine, usage_from
-from billing.customer import Customer
-from billing.gathering import GatheringInvoice, gathering_id
-from billing.invoice import Invoice, InvoiceLine, Preceding
-from billing.invoice_state import EDITABLE, FAILED, actions_of, short
-from billing.profile import Party as PartyValue
-from billing.provider import facts_of
-from billing.rating import NO_DISCOUNTS, Rating
-from billing.workflow import Workflow
+from billing.contracts.customer import Customer
+from billing.invoices.gathering import GatheringInvoice, gathering_id
+from billing.invoices.invoice import Invoice, InvoiceLine, Preceding
+from billing.invoices.provider import facts_of
+from billing.invoices.state import EDITABLE, FAILED, actions_of, short
+from billing.profiles.profile import Party as PartyValue
+from billing.profiles.workflow import Workflow
+from billing.rating.billable import DueLine, usage_from
+from billing.rating.rater import NO_DISCOUNTS, Rating
 from catalog.rate_card import RateCard
 from catalog.rate_card import UsageBasedRateCard as UsageCard
 from metering.period import Period

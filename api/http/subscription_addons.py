@@ -12,10 +12,10 @@ from api.http.auth import admin, reader
 from api.http.body import Body, ExactRoute, Metadata
 from api.http.session import Now, Transaction
 from api.http.subscriptions import Timing
-from billing import subscription_addons
-from billing.addon_items import Quantity, quantity_at
-from billing.subscription_addons import SubscriptionAddon
-from billing.subscriptions import Subscription, get_subscription
+from billing.contracts import subscription_addons
+from billing.contracts.addon_items import Quantity, quantity_at
+from billing.contracts.subscription_addons import SubscriptionAddon
+from billing.contracts.subscriptions import Subscription, get_subscription
 from catalog.addon import AddonInstanceType
 from catalog.rate_card import RateCard
 

@@ -13,9 +13,10 @@ from api.http.body import Body, ExactRoute, Instant, Key, Metadata
 from api.http.features import FeatureBody, feature_body
 from api.http.plans import Alignment, ProRatingConfig
 from api.http.session import Now, Transaction
-from billing import subscription_changes, subscriptions
-from billing.agreement import CustomPlan
-from billing.contract_edits import (
+from billing.contracts import subscription_changes, subscriptions
+from billing.contracts.agreement import CustomPlan
+from billing.contracts.customer import Customer, get_customer
+from billing.contracts.edits import (
     AddItem,
     AddPhase,
     RemoveItem,
@@ -23,10 +24,14 @@ from billing.contract_edits import (
     StretchPhase,
     UnscheduleEdit,
 )
-from billing.customer import Customer, get_customer
-from billing.subscription_rules import instant_of
-from billing.subscription_rules import next_billing_cycle as cycle_after
-from billing.subscriptions import Subscription, SubscriptionItem, SubscriptionPhase, SubscriptionStatus
+from billing.contracts.subscription_rules import instant_of
+from billing.contracts.subscription_rules import next_billing_cycle as cycle_after
+from billing.contracts.subscriptions import (
+    Subscription,
+    SubscriptionItem,
+    SubscriptionPhase,
+    SubscriptionStatus,
+)
 from catalog.discount import Discounts
 from catalog.features import Feature, features_by_id
 from catalog.interval import interval_of

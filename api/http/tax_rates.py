@@ -9,8 +9,8 @@ from pydantic import StringConstraints
 from api.http.auth import admin, reader
 from api.http.body import RESOURCE, Body, ExactRoute, Instant, Metadata, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Snapshot, Transaction
-from billing import tax_rates
-from billing.tax_rates import TaxRate, TaxRateDetails
+from billing.taxes import tax_rates
+from billing.taxes.tax_rates import TaxRate, TaxRateDetails
 from metering.wire import Number
 
 __all__ = ["router"]

@@ -13,7 +13,7 @@ from api.http.auth import admin, reader
 from api.http.billing_runs import FailureBody
 from api.http.body import Body, ExactRoute, Instant
 from api.http.session import Now
-from billing.run import Outcome
+from billing.runs.run import Outcome
 from metering.errors import InvalidError, Issue
 
 __all__ = ["router"]

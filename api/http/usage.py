@@ -15,7 +15,7 @@ from api.http.body import Body, ExactRoute, Instant, WireResponse
 from api.http.progress import ClientId, announce
 from api.http.session import Now, Snapshot
 from api.http.usage_csv import MEDIA_TYPE, usage_csv, wants_csv
-from billing.customer import customers_by_id
+from billing.contracts.customer import customers_by_id
 from metering import meters
 from metering.errors import InvalidError, Issue
 from metering.filter_string import FilterString, parse_filters

@@ -1,0 +1,186 @@
+"""Creating, changing and deleting customers, and the rules that protect their bills."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from billing.contracts.customer import Address, Customer, SubjectOwner
+from billing.contracts.subscriptions import has_subscription
+from catalog.money import is_currency
+from metering.database import translating
+from metering.errors import ConflictError, InvalidError, Issue
+from metering.ids import is_ulid, new_id
+from metering.subjects import provision_subjects
+
+__all__ = [
+    "CustomerDetails",
+    "CustomerInUseError",
+    "SubjectTakenError",
+    "create_customer",
+    "delete_customer",
+    "update_customer",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomerDetails:
+    """What a client may say about a customer; an update replaces all of it."""
+
+    name: str
+    key: str | None = None
+    description: str | None = None
+    metadata: Mapping[str, str] | None = None
+    subject_keys: tuple[str, ...] = ()
+    primary_email: str | None = None
+    currency: str | None = None
+    billing_address: Address | None = None
+
+
+class SubjectTakenError(ConflictError):
+    pass
+
+
+class CustomerInUseError(InvalidError):
+    pass
+
+
+def create_customer(session: Session, details: CustomerDetails, *, now: datetime) -> Customer:
+    _check(details)
+    customer = Customer(id=new_id(now), created_at=now, subjects=[])
+    return _write(session, customer, details, now)
+
+
+def update_customer(
+    session: Session, customer: Customer, details: CustomerDetails, *, now: datetime
+) -> Customer:
+    """Replace everything; the customer must have been loaded with a lock.
+
+    While a subscription runs, subjects may be added but not taken away: their usage is being billed.
+    """
+    _check(details)
+    customer.require_living()
+    issues = _taken_away(customer, details) if has_subscription(session, customer.id, since=now) else []
+    issues += _currency_changes(customer, details) if has_subscription(session, customer.id) else []
+    if issues:
+        raise CustomerInUseError(issues[0].message, *issues)
+    return _write(session, customer, details, now)
+
+
+def delete_customer(session: Session, customer: Customer, *, now: datetime) -> None:
+    """Its subjects and key are free again; the customer must have been loaded with a lock.
+
+    One that was deleted stays as it is.
+    """
+    if customer.deleted_at is not None:
+        return
+    if has_subscription(session, customer.id, since=now):
+        message = "the customer has a subscription"
+        raise CustomerInUseError(
+            message, Issue(code="customer_in_use", message=message, hint="End it first.")
+        )
+    customer.subjects = []
+    customer.deleted_at = customer.updated_at = now
+    session.flush()
+
+
+def _check(details: CustomerDetails) -> None:
+    issues = []
+    if details.currency is not None and not is_currency(details.currency):
+        message = f"{details.currency!r} is no currency"
+        issues.append(
+            Issue(code="currency_invalid", message=message, field="$.currency", hint="Such as USD.")
+        )
+    if details.key is not None and is_ulid(details.key):
+        issues.append(Issue(code="invalid_key", message="a key can't look like an id", field="$.key"))
+    for i, subject in enumerate(details.subject_keys):
+        if subject in details.subject_keys[:i]:
+            message = f"{subject!r} is given twice"
+            issues.append(Issue(code="duplicate_subject", message=message, field=_subject_path(i)))
+    if issues:
+        raise InvalidError(issues[0].message, *issues)
+
+
+def _taken_away(customer: Customer, details: CustomerDetails) -> list[Issue]:
+    return [
+        Issue(
+            code="subject_in_use",
+            message=f"{owned.subject_key!r} can't be taken away while a subscription bills its usage",
+            field="$.key" if owned.position is None else "$.usageAttribution.subjectKeys",
+            hint="End the subscription first.",
+        )
+        for owned in customer.subjects
+        if owned.subject_key not in _wanted(details)
+    ]
+
+
+def _currency_changes(customer: Customer, details: CustomerDetails) -> list[Issue]:
+    """What a subscription billed, or still bills, stays in its currency."""
+    if customer.currency is None or details.currency in (None, customer.currency):
+        return []
+    message = f"the customer is billed in {customer.currency}"
+    return [Issue(code="currency_mismatch", message=message, field="$.currency")]
+
+
+def _write(session: Session, customer: Customer, details: CustomerDetails, now: datetime) -> Customer:
+    _refuse_taken(session, customer, details)
+    customer.key = details.key
+    customer.name = details.name
+    customer.description = details.description
+    customer.metadata_ = None if details.metadata is None else dict(details.metadata)
+    customer.primary_email = details.primary_email
+    customer.currency = details.currency or customer.currency
+    customer.billing_address = details.billing_address
+    customer.updated_at = now
+    _write_subjects(session, customer, details)
+    session.add(customer)
+    message = "a subject or key was given to another customer at the same time"
+    lost_race = SubjectTakenError(message, Issue(code="subject_taken", message=message, hint="Try again."))
+    with translating({"subject_owners_pkey": lost_race}):
+        session.flush()
+    provision_subjects(session, details.subject_keys, now=now)
+    return customer
+
+
+def _refuse_taken(session: Session, customer: Customer, details: CustomerDetails) -> None:
+    """Say who has a key already; the primary key itself guards against those who come at the same time."""
+    wanted = _wanted(details)
+    query = select(SubjectOwner).where(
+        SubjectOwner.subject_key.in_(wanted), SubjectOwner.customer_id != customer.id
+    )
+    issues = [
+        Issue(
+            code="subject_taken",
+            message=f"{owned.subject_key!r} belongs to the customer {owned.customer_id}",
+            field="$.key" if (position := wanted[owned.subject_key]) is None else _subject_path(position),
+            hint="A subject has one customer: take it from that one first.",
+        )
+        for owned in session.scalars(query.order_by(SubjectOwner.subject_key))
+    ]
+    if issues:
+        raise SubjectTakenError(issues[0].message, *issues)
+
+
+def _subject_path(position: int) -> str:
+    return f"$.usageAttribution.subjectKeys[{position}]"
+
+
+def _wanted(details: CustomerDetails) -> dict[str, int | None]:
+    """Each subject that the customer is to own, with its position; its own key comes last, with None."""
+    wanted: dict[str, int | None] = {subject: i for i, subject in enumerate(details.subject_keys)}
+    if details.key is not None:
+        wanted.setdefault(details.key, None)
+    return wanted
+
+
+def _write_subjects(session: Session, customer: Customer, details: CustomerDetails) -> None:
+    """In key order: two who claim the same subjects at once wait for each other in one direction only."""
+    wanted = _wanted(details)
+    owned = {each.subject_key: each for each in customer.subjects}
+    for subject in sorted(wanted):
+        kept = owned.setdefault(subject, SubjectOwner(subject_key=subject))
+        kept.position = wanted[subject]
+        session.add(kept)
+    customer.subjects = [owned[subject] for subject in wanted]

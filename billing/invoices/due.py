@@ -1,0 +1,258 @@
+"""What is due from customers: what they owe by an instant, less what was billed."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from fractions import Fraction
+from functools import partial
+from typing import Literal
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from billing.contracts.customer import Customer
+from billing.contracts.pending import PendingLine, pending_lines_of
+from billing.contracts.subscriptions import Subscription, subscriptions_of
+from billing.invoices.invoice import Invoice, InvoiceLine
+from billing.profiles.profile import BillingProfile, profiles_of
+from billing.profiles.workflow import AnchoredAlignment, Workflow
+from billing.rating.billable import Billable, BilledLine, DueLine, due_line, taken_back, waive
+from billing.rating.metered import Demand, usage_of
+from billing.rating.pricing import Usage
+from billing.rating.timeline import charges
+from catalog.features import features_by_id
+from catalog.interval import parse_interval
+from metering.period import Period
+
+__all__ = [
+    "Earlier",
+    "Payer",
+    "Reach",
+    "billable_of",
+    "billables_of",
+    "collected_at",
+    "due_of",
+    "earlier_of",
+    "next_billing_at",
+    "payers_of",
+    "used_by",
+]
+
+LATE = timedelta(days=62)
+"""How long after a service period usage of it is still looked for at each billing; two months."""
+
+Earlier = Mapping[str, Sequence[InvoiceLine]]
+"""The lines of each charge, by its identity, in their order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Payer:
+    """A customer with all that decides what is due from them `at` an instant."""
+
+    at: datetime
+    customer: Customer
+    profile: BillingProfile
+    subscriptions: Sequence[Subscription]
+    pending: Sequence[PendingLine]
+
+
+def payers_of(
+    session: Session, customers: Sequence[Customer], at: Mapping[str, datetime], now: datetime
+) -> list[Payer]:
+    ids = [customer.id for customer in customers]
+    signed: dict[str, list[Subscription]] = {}
+    for subscription in subscriptions_of(session, ids):
+        signed.setdefault(subscription.customer_id, []).append(subscription)
+    profiles, pending = profiles_of(session, ids), pending_lines_of(session, ids)
+    return [
+        Payer(
+            at=at.get(one.id, now),
+            customer=one,
+            profile=profiles[one.id],
+            subscriptions=signed.get(one.id, ()),
+            pending=[line for line in pending if line.customer_id == one.id],
+        )
+        for one in customers
+    ]
+
+
+Reach = Literal["due", "used", "begun"]
+"""What has fallen due; also what was used so far of open periods; all that has begun, as if it ended now."""
+
+
+def due_of(
+    session: Session,
+    payers: Sequence[Payer],
+    *,
+    reach: Reach = "due",
+    only: Collection[str] | None = None,
+    usage_until: datetime | None = None,
+) -> dict[str, list[DueLine]]:
+    """The lines that each customer is to be billed, by id; `only` these charges, if it is given.
+
+    Usage counts up to each payer's `at`; of all that has begun, up to `usage_until` or the period's end.
+    """
+    earlier = earlier_of(session, payers)
+    wanted = [
+        (payer, one)
+        for payer in payers
+        for one in billables_of(payer, payer.at)
+        if only is None or one.identity in only
+        if _asked(payer, one, earlier.get(one.identity, ()), reach)
+    ]
+    whole = reach == "begun"
+    ends = [usage_until or one.service.end if whole else payer.at for payer, one in wanted]
+    usage = used_by(session, wanted, ends)
+    rated: list[tuple[Payer, Rate, Sequence[InvoiceLine]]] = []
+    for (payer, one), used in zip(wanted, usage, strict=True):
+        last = whole or not one.metered or one.service.end <= payer.at
+        until = one.service.end if last else payer.at
+        rate = partial(due_line, one, used, until=until, last=last)
+        rated.append((payer, rate, earlier.get(one.identity, ())))
+    for payer in payers if only is None else ():
+        rated += [(payer, rate, lines) for rate, lines in _gone(payer, earlier)]
+    due: dict[str, list[DueLine]] = {payer.customer.id: [] for payer in payers}
+    for payer, line in _charged(session, rated):
+        if line.first or line.rating.details:
+            due[payer.customer.id].append(line)
+    return due if reach != "due" else {id_: _ripe(lines) for id_, lines in due.items()}
+
+
+Rate = Callable[[Sequence[BilledLine]], DueLine]
+"""What a charge comes to now, after its earlier lines."""
+
+
+def _ripe(lines: Sequence[DueLine]) -> list[DueLine]:
+    """Nothing, unless something doesn't wait; what is waived is no reason for an invoice."""
+    charged = [line for line in lines if not line.waived]
+    if all(line.waits for line in charged):
+        return [line for line in lines if line.waived]
+    return list(lines)
+
+
+def _charged(
+    session: Session, rated: Iterable[tuple[Payer, Rate, Sequence[InvoiceLine]]]
+) -> Iterable[tuple[Payer, DueLine]]:
+    """Each with what nobody was charged apart: nothing is given back of invoices that were given up."""
+    lines = [(payer, rate, before, rate(before)) for payer, rate, before in rated]
+    back = [before for _, _, before, line in lines if before and line.totals.total < 0]
+    given_up = _given_up(session, {line.invoice_id for before in back for line in before})
+    for payer, rate, before, line in lines:
+        waived = [one for one in before if one.invoice_id in given_up and one.released_at is None]
+        for one in waive(rate, before, waived) if waived else [line]:
+            yield payer, one
+
+
+def _given_up(session: Session, invoice_ids: Collection[str]) -> set[str]:
+    """Those that were deleted as drafts, or voided for good."""
+    if not invoice_ids:
+        return set()
+    gone = or_(Invoice.deleted_at.is_not(None), Invoice.voided_at.is_not(None))
+    return set(session.scalars(select(Invoice.id).where(Invoice.id.in_(invoice_ids), gone)))
+
+
+def earlier_of(session: Session, payers: Sequence[Payer]) -> Earlier:
+    ids = [subscription.id for payer in payers for subscription in payer.subscriptions]
+    manual = [line.billable.identity for payer in payers for line in payer.pending]
+    theirs = or_(InvoiceLine.subscription_id.in_(ids), InvoiceLine.identity.in_(manual))
+    query = select(InvoiceLine).where(theirs)
+    found: dict[str, list[InvoiceLine]] = {}
+    for line in session.scalars(query.order_by(InvoiceLine.identity, InvoiceLine.sequence)):
+        found.setdefault(line.identity, []).append(line)
+    return found
+
+
+def billables_of(payer: Payer, now: datetime) -> Iterable[Billable]:
+    for subscription in payer.subscriptions:
+        for charge in charges(subscription.contract, until=now):
+            yield Billable.of(charge)
+    yield from (line.billable for line in payer.pending)
+
+
+def _asked(payer: Payer, one: Billable, earlier: Sequence[InvoiceLine], reach: Reach) -> bool:
+    """Whether there may be something to bill: it is due, it is taken early, or it may have changed since."""
+    if any(line.last and line.released_at is None for line in earlier):
+        return one.service.end > payer.at - LATE
+    if reach == "begun" or (reach == "used" and one.metered and one.service.start < payer.at):
+        return one.service.start <= payer.at
+    return collected_at(one.invoice_at, payer.profile.workflow) <= payer.at
+
+
+def collected_at(invoice_at: datetime, workflow: Workflow) -> datetime:
+    """When a line that is due is collected: at once, or with the next recurrence of the profile's anchor."""
+    alignment = workflow.collection.alignment
+    if not isinstance(alignment, AnchoredAlignment):
+        return invoice_at
+    every = parse_interval(alignment.recurring_period.interval)
+    period = every.period_of(alignment.recurring_period.anchor, invoice_at)
+    return invoice_at if period.start == invoice_at else period.end
+
+
+def _gone(payer: Payer, earlier: Earlier) -> Iterable[tuple[Rate, Sequence[InvoiceLine]]]:
+    """What was billed for charges that the contract has no more, such as a period after it was cancelled."""
+    for subscription in payer.subscriptions:
+        theirs = {
+            name: lines for name, lines in earlier.items() if lines[0].subscription_id == subscription.id
+        }
+        latest = max((line.service_start for lines in theirs.values() for line in lines), default=payer.at)
+        until = max(payer.at, latest)
+        there = {Billable.of(one).identity for one in charges(subscription.contract, until=until)}
+        for name, lines in theirs.items():
+            if name not in there:
+                yield partial(taken_back, billable_of(lines[-1], subscription.currency)), lines
+
+
+def billable_of(line: InvoiceLine, currency: str) -> Billable:
+    """What the line billed, as it was then."""
+    return Billable(
+        identity=line.identity,
+        currency=currency,
+        rate_card=line.rate_card,
+        feature_id=line.feature_id,
+        service=Period(start=line.service_start, end=line.service_end),
+        billing=Period(start=line.billing_start, end=line.billing_end),
+        invoice_at=line.invoice_at,
+        share=Fraction(line.share),
+        subscription_id=line.subscription_id,
+        phase_id=line.phase_id,
+        item_id=line.item_id,
+    )
+
+
+def used_by(
+    session: Session, wanted: Sequence[tuple[Payer, Billable]], until: Sequence[datetime]
+) -> list[Usage]:
+    ids = {one.feature_id for _, one in wanted if one.feature_id}
+    features = features_by_id(session, ids)
+    demands = [
+        Demand(
+            customer_id=payer.customer.id,
+            subjects=payer.customer.usage_subjects,
+            feature=features[one.feature_id] if one.feature_id else None,
+            price=one.price,
+            period=_so_far(one.service, end),
+        )
+        for (payer, one), end in zip(wanted, until, strict=True)
+    ]
+    return usage_of(session, demands)
+
+
+def _so_far(service: Period, now: datetime) -> Period:
+    return Period(start=service.start, end=max(service.start, min(service.end, now)))
+
+
+def next_billing_at(subscription: Subscription, workflow: Workflow, now: datetime) -> datetime | None:
+    """When something new falls due after `now`; a year after its end nothing does any more."""
+    contract = subscription.contract
+    horizon = contract.billing_cadence.after(now, 2)
+    ahead = [collected_at(one.invoice_at, workflow) for one in charges(contract, until=horizon)]
+    if later := [at for at in ahead if at > now]:
+        return min(later)
+    end = subscription.active_to
+    if end is None:
+        return horizon
+    following = contract.billing_cadence.after(max(now, end))
+    return following if following < end + FOLLOWED else None
+
+
+FOLLOWED = timedelta(days=366)

@@ -1,0 +1,193 @@
+"""The gathering invoice: what a customer would be billed, computed whenever somebody asks, never stored.
+
+Live usage goes through the one rater over the contract's timeline, so the preview and the invoice that will
+be issued can't disagree.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+
+from sqlalchemy import func, select, union
+from sqlalchemy.orm import Session
+from ulid import ULID
+
+from billing.contracts.customer import Customer, customers_by_id
+from billing.contracts.pending import PendingLine
+from billing.contracts.subscriptions import Subscription
+from billing.invoices.due import Payer, due_of, payers_of
+from billing.profiles.profile import BillingProfile
+from billing.rating.billable import DueLine
+from billing.rating.metered import Demand, usage_of
+from billing.rating.pricing import NOTHING, Usage
+from billing.rating.rater import DetailedLine, Rating, Totals, add_totals, rate
+from billing.rating.timeline import Charge
+from catalog.features import Feature, features_by_id
+from catalog.money import currencies
+from catalog.price import FlatPrice
+from metering.ids import is_ulid
+from metering.period import Period
+
+__all__ = [
+    "Due",
+    "GatheringInvoice",
+    "GatheringLine",
+    "customer_of_gathering",
+    "gathering_customers",
+    "gathering_id",
+    "gathering_invoices",
+    "priced",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Due:
+    """A charge and who pays it."""
+
+    customer: Customer
+    charge: Charge
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheringLine:
+    """A charge with its metered quantity, priced. A fee has no quantity."""
+
+    charge: Charge
+    feature: Feature | None
+    quantity: Decimal | None
+    rating: Rating
+
+    @property
+    def details(self) -> tuple[DetailedLine, ...]:
+        return self.rating.details
+
+    @property
+    def totals(self) -> Totals:
+        return self.rating.totals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheringInvoice:
+    """All that one customer has yet to pay: in one currency, which the first priced subscription settles."""
+
+    customer: Customer
+    profile: BillingProfile
+    currency: str
+    since: datetime
+    lines: tuple[DueLine, ...]
+    totals: Totals
+
+
+def gathering_id(customer_id: str, currency: str) -> str:
+    """The id of the gathering invoice: the customer's, with the currency folded into its random part."""
+    folded = ULID.from_str(customer_id).bytes
+    mask = hashlib.blake2b(f"gathering/{currency}".encode(), digest_size=10).digest()
+    return str(ULID(folded[:6] + bytes(a ^ b for a, b in zip(folded[6:], mask, strict=True))))
+
+
+def customer_of_gathering(session: Session, invoice_id: str) -> Customer | None:
+    """Whose gathering invoice has this id."""
+    if not is_ulid(invoice_id):
+        return None
+    ids = {gathering_id(invoice_id, currency): currency for currency in currencies()}
+    found = customers_by_id(session, ids).values()
+    return next((one for one in found if one.currency in (None, ids[one.id])), None)
+
+
+def gathering_customers(
+    session: Session, *, customer_ids: Sequence[str], at: datetime, offset: int, limit: int
+) -> tuple[list[Customer], int]:
+    """One page of the customers who have a gathering invoice at `at`, by id, and how many there are."""
+    begun = select(Subscription.customer_id).where(Subscription.active_from <= at)
+    waiting = select(PendingLine.customer_id).where(
+        PendingLine.next_billing_at.is_not(None), PendingLine.deleted_at.is_(None)
+    )
+    if customer_ids:
+        begun = begun.where(Subscription.customer_id.in_(customer_ids))
+        waiting = waiting.where(PendingLine.customer_id.in_(customer_ids))
+    either = union(begun, waiting).subquery()
+    count = session.scalar(select(func.count()).select_from(either)) or 0
+    page = session.scalars(
+        select(either.c.customer_id).order_by(either.c.customer_id).offset(offset).limit(limit)
+    ).all()
+    found = customers_by_id(session, page)
+    return [found[customer_id] for customer_id in page], count
+
+
+def gathering_invoices(
+    session: Session, customers: Iterable[Customer], *, at: datetime, usage_until: datetime | None = None
+) -> list[GatheringInvoice]:
+    """What each customer would pay for all that has begun by `at` and is on no invoice yet, by id.
+
+    None without a subscription by then or a line that waits. A period that is still open is priced as if it
+    ended now: with all of its minimum spend. Usage counts up to `usage_until`; None counts all that is known
+    of each period, events that a fast clock dated ahead included.
+    """
+    payers = [
+        payer for payer in payers_of(session, list(customers), {}, at) if _signed(payer) or _waiting(payer)
+    ]
+    due = due_of(session, payers, reach="begun", usage_until=usage_until)
+    payers.sort(key=lambda payer: payer.customer.id)
+    return [_invoice(payer, due[payer.customer.id]) for payer in payers]
+
+
+def _signed(payer: Payer) -> list[Subscription]:
+    return [signed for signed in payer.subscriptions if signed.active_from <= payer.at]
+
+
+def _waiting(payer: Payer) -> list[PendingLine]:
+    """Lines added by hand that are on no invoice yet."""
+    return [line for line in payer.pending if line.next_billing_at is not None]
+
+
+def priced(
+    session: Session, due: Sequence[Due], *, usage_until: datetime | None = None
+) -> list[GatheringLine]:
+    """What each comes to as a whole, whatever was billed of it; an open period as if it ended now.
+
+    Its usage counts as far as it is known, and before `usage_until`.
+    """
+    named = (one.charge.item.feature_id for one in due)
+    features = features_by_id(session, {feature_id for feature_id in named if feature_id})
+    usage = usage_of(session, [_demand(one, features, usage_until) for one in due])
+    return [_line(one.charge, features, used) for one, used in zip(due, usage, strict=True)]
+
+
+def _demand(one: Due, features: Mapping[str, Feature], usage_until: datetime | None) -> Demand:
+    start, end = one.charge.period.start, one.charge.period.end
+    return Demand(
+        customer_id=one.customer.id,
+        subjects=one.customer.usage_subjects,
+        feature=_feature(one.charge, features),
+        price=one.charge.price,
+        period=Period(start=start, end=end if usage_until is None else max(start, min(end, usage_until))),
+    )
+
+
+def _feature(charge: Charge, features: Mapping[str, Feature]) -> Feature | None:
+    return features[charge.item.feature_id] if charge.item.feature_id else None
+
+
+def _line(charge: Charge, features: Mapping[str, Feature], usage: Usage) -> GatheringLine:
+    fee = isinstance(charge.price, FlatPrice)
+    return GatheringLine(
+        charge=charge,
+        feature=_feature(charge, features),
+        quantity=None if fee else usage.quantity,
+        rating=rate(charge.terms, NOTHING if fee else usage),
+    )
+
+
+def _invoice(payer: Payer, lines: Sequence[DueLine]) -> GatheringInvoice:
+    lines = [line for line in lines if not line.waived]
+    sources: list[Subscription | PendingLine] = [*_signed(payer), *_waiting(payer)]
+    return GatheringInvoice(
+        customer=payer.customer,
+        profile=payer.profile,
+        currency=payer.customer.currency or sources[-1].currency,
+        since=sources[0].created_at,
+        lines=tuple(lines),
+        totals=add_totals(line.rating.totals for line in lines),
+    )

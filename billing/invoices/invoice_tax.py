@@ -1,0 +1,132 @@
+"""Taxes on invoices: each line by where the customer is and when its charge falls due; then the totals.
+
+A line whose tax can't be told stops the invoice where taxes are enforced, and is issued without tax, with a
+warning, where they are not. Who has no tax rates at all has nothing to do with taxes, and is not warned.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from billing.contracts.customer import Address
+from billing.invoices.invoice import Invoice, InvoiceLine, lines_by_identity
+from billing.rating.rater import Totals, add_totals, totals_of
+from billing.taxes.tax import Taxation, TaxedAmount, codes_of, new_of, rate_of, resolve, taxes_of
+from billing.taxes.tax_rates import TaxRate, any_tax_rate, rates_in
+from catalog.tax import TaxConfig
+from metering.exact import total
+from metering.ids import derived_id
+
+__all__ = ["RATE_MISSING", "tax_and_sum_up", "tax_as", "taxed_amounts"]
+
+RATE_MISSING = "invoice_tax_rate_missing"
+COMPONENT = "tollgate.tax"
+
+Rates = Mapping[str, Sequence[TaxRate]]
+
+
+def tax_and_sum_up(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
+    """Tax what was rated, by the rates as they are now, and note what has no rate."""
+    rates = rates_in(session, {country for invoice in invoices if (country := _country(invoice))})
+    earlier = _earlier(session, invoices)
+    missing: dict[str, list[InvoiceLine]] = {invoice.id: [] for invoice in invoices}
+    every = [(invoice, line) for invoice in invoices for line in invoice.lines]
+    for invoice, line in sorted(every, key=lambda one: one[1].sequence):
+        before = taxed_amounts(one for one in earlier.get(line.identity, ()) if one.sequence < line.sequence)
+        taxation = _taxation(invoice, line, rates) if invoice.workflow.tax.enabled else None
+        tax_as(line, taxation, before, invoice.currency)
+        if taxation is None and new_of(_amount(line), before) and invoice.workflow.tax.enabled:
+            missing[invoice.id].append(line)
+    in_use = cache(lambda: any_tax_rate(session))
+    for invoice in invoices:
+        lines = missing[invoice.id]
+        told = lines if lines and (invoice.workflow.tax.enforced or in_use()) else []
+        _tell(invoice, told, now)
+        invoice.totals = add_totals(line.totals for line in invoice.lines) if invoice.lines else Totals()
+
+
+def tax_as(
+    line: InvoiceLine, taxation: Taxation | None, before: Sequence[TaxedAmount], currency: str
+) -> None:
+    """The line's taxes and totals, from its details."""
+    line.taxes = taxes_of(_amount(line), taxation, earlier=before, currency=currency)
+    line.totals = totals_of(line.details)
+    line.taxes_inclusive = total(tax.amount for tax in line.taxes if tax.behavior == "inclusive")
+    line.taxes_exclusive = total(tax.amount for tax in line.taxes if tax.behavior == "exclusive")
+
+
+def taxed_amounts(lines: Iterable[InvoiceLine]) -> list[TaxedAmount]:
+    return [TaxedAmount(amount=_amount(line), taxes=line.taxes) for line in lines]
+
+
+def _amount(line: InvoiceLine) -> Any:
+    """After discounts, before tax."""
+    return totals_of(line.details).total
+
+
+def _earlier(session: Session, invoices: Sequence[Invoice]) -> Mapping[str, Sequence[InvoiceLine]]:
+    """The lines that count of each charge that has more than one."""
+    again = {line.identity for invoice in invoices for line in invoice.lines if line.sequence}
+    if not again:
+        return {}
+    found = lines_by_identity(session, again)
+    return {name: [line for line in lines if line.released_at is None] for name, lines in found.items()}
+
+
+def _where(invoice: Invoice) -> Address:
+    return invoice.customer.addresses[0] if invoice.customer.addresses else Address()
+
+
+def _country(invoice: Invoice) -> str:
+    return (_where(invoice).country or "").strip().upper()
+
+
+def _config(invoice: Invoice, line: InvoiceLine) -> TaxConfig:
+    """A line's own configuration is that of its rate card, which is the line's."""
+    return resolve(line.rate_card.tax_config, invoice.workflow.invoicing.default_tax_config)
+
+
+def _taxation(invoice: Invoice, line: InvoiceLine, rates: Rates) -> Taxation | None:
+    address, config = _where(invoice), _config(invoice, line)
+    here = rates.get(_country(invoice), ())
+    rate = rate_of(here, config, country=address.country, state=address.state, at=line.invoice_at)
+    if rate is None:
+        return None
+    behavior = config.behavior or "exclusive"
+    return Taxation(percent=rate.percent, behavior=behavior, code=rate.code, config=config)
+
+
+def _tell(invoice: Invoice, missing: Sequence[InvoiceLine], now: datetime) -> None:
+    """What was told before keeps its id and since when it is so."""
+    told = {issue["id"]: issue for issue in invoice.validation_issues}
+    kept = [issue for issue in invoice.validation_issues if issue["code"] != RATE_MISSING]
+    found = [_issue(invoice, line, now) for line in missing]
+    for issue in found:
+        issue["created_at"] = told.get(issue["id"], issue)["created_at"]
+    if found or len(kept) != len(invoice.validation_issues):
+        invoice.validation_issues = kept + found
+
+
+def _issue(invoice: Invoice, line: InvoiceLine, now: datetime) -> dict[str, Any]:
+    return {
+        "id": derived_id(invoice.id, RATE_MISSING, line.id),
+        "created_at": now.isoformat(),
+        "updated_at": now.isoformat(),
+        "severity": "critical" if invoice.workflow.tax.enforced else "warning",
+        "component": COMPONENT,
+        "code": RATE_MISSING,
+        "field": f"$.lines[{line.position}].taxConfig",
+        "message": _message(invoice, line),
+    }
+
+
+def _message(invoice: Invoice, line: InvoiceLine) -> str:
+    address, codes = _where(invoice), " or ".join(codes_of(_config(invoice, line)))
+    if not address.country:
+        return f"{line.name!r} can't be taxed: the customer has no country"
+    place = f"{address.country}, {address.state}" if address.state else address.country
+    what = f"for {codes} in {place}" if codes else f"in {place}"
+    return f"{line.name!r} can't be taxed: no tax rate {what} holds on {line.invoice_at:%Y-%m-%d}"

@@ -1,0 +1,248 @@
+"""From what is due to draft invoices, for many customers at a time.
+
+The caller holds the customers' locks, so that nobody else bills or changes them meanwhile. A second call at
+the same instant finds nothing due.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
+from types import MappingProxyType
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session, selectinload
+
+from billing.contracts.customer import Customer, customers_by_id
+from billing.invoices.due import (
+    Payer,
+    Reach,
+    billable_of,
+    billables_of,
+    collected_at,
+    due_of,
+    earlier_of,
+    next_billing_at,
+    payers_of,
+    used_by,
+)
+from billing.invoices.invoice import Invoice, InvoiceLine
+from billing.invoices.invoice_tax import tax_and_sum_up
+from billing.invoices.numbering import draft_numbers, prefix_of
+from billing.invoices.state import EDITABLE
+from billing.profiles.app import SANDBOX_WISH
+from billing.profiles.profile import Party
+from billing.profiles.workflow import Workflow, duration_of
+from billing.rating.billable import DueLine, due_line, taken_back, wire_of
+from metering.ids import new_id
+
+__all__ = ["collect", "draft_until", "line_of", "number_drafts", "recompute"]
+
+
+def collect(
+    session: Session,
+    customers: Sequence[Customer],
+    *,
+    at: Mapping[str, datetime] = MappingProxyType({}),
+    now: datetime,
+    reach: Reach = "due",
+    only: Collection[str] | None = None,
+) -> list[Invoice]:
+    """Make a draft, in each currency, of all that is due from a customer by its `at`, or else by `now`.
+
+    `reach` and `only` as for due_of.
+    """
+    recompute(session, _changeable(session, customers), now=now)
+    payers = payers_of(session, customers, at, now)
+    due = due_of(session, payers, reach=reach, only=only)
+    _give_up(session, _drafts(payers, due, now, waived=True), now)
+    drafts = _drafts(payers, due, now, waived=False)
+    tax_and_sum_up(session, drafts, now=now)
+    number_drafts(session, drafts)
+    session.add_all(drafts)
+    for payer in payers if only is None else ():  # what was not asked for stays due
+        _look_ahead(payer)
+    session.flush()
+    return drafts
+
+
+def _drafts(
+    payers: Sequence[Payer], due: Mapping[str, Sequence[DueLine]], now: datetime, *, waived: bool
+) -> list[Invoice]:
+    return [
+        _draft(payer, currency, lines, now)
+        for payer in payers
+        for currency, lines in _by_currency(
+            [line for line in due.get(payer.customer.id, ()) if line.waived == waived]
+        ).items()
+    ]
+
+
+def _give_up(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    """What takes back what was given up is given up, too: it undoes that, and nobody sees it."""
+    if not invoices:
+        return
+    for invoice in invoices:
+        invoice.status, invoice.deleted_at = "deleted", now
+        invoice.description = "Takes back what was given up"
+    tax_and_sum_up(session, invoices, now=now)
+    number_drafts(session, invoices)
+    session.add_all(invoices)
+    session.flush()
+
+
+def _changeable(session: Session, customers: Sequence[Customer]) -> Sequence[Invoice]:
+    """Drafts that follow a contract that has changed since."""
+    query = select(Invoice).options(selectinload(Invoice.lines), selectinload(Invoice.app))
+    theirs = Invoice.customer_id.in_([customer.id for customer in customers])
+    return session.scalars(query.where(theirs, Invoice.status.in_(EDITABLE)).order_by(Invoice.id)).all()
+
+
+def _look_ahead(payer: Payer) -> None:
+    """When the customer is to be billed next."""
+    workflow = payer.profile.workflow
+    for subscription in payer.subscriptions:
+        subscription.next_billing_at = next_billing_at(subscription, workflow, payer.at)
+    for line in payer.pending:
+        if collected_at(line.invoice_at, workflow) <= payer.at:
+            line.next_billing_at = None
+
+
+# -- Drafts --------------------------------------------------------------------------------------------------
+
+
+def _by_currency(lines: Sequence[DueLine]) -> dict[str, list[DueLine]]:
+    found: dict[str, list[DueLine]] = {}
+    for line in lines:
+        found.setdefault(line.billable.currency, []).append(line)
+    return found
+
+
+def _draft(payer: Payer, currency: str, lines: Sequence[DueLine], now: datetime) -> Invoice:
+    profile, customer = payer.profile, payer.customer
+    invoice = Invoice(
+        id=new_id(now),
+        type="standard",
+        customer_id=customer.id,
+        currency=currency,
+        status="draft.created",
+        supplier=profile.supplier,
+        customer=party_of(customer),
+        billing_profile_id=profile.id,
+        app_id=profile.app_id,
+        app=profile.app,
+        workflow=profile.workflow,
+        metadata_=_wish(customer),
+        validation_issues=[],
+        external_ids={},
+        created_at=now,
+        updated_at=now,
+        lines=[line_of(line, position, now) for position, line in enumerate(lines)],
+    )
+    _schedule(invoice, lines)
+    return invoice
+
+
+def _wish(customer: Customer) -> dict[str, str] | None:
+    """What the sandbox is to do with the invoice, said of the customer."""
+    wish = (customer.metadata_ or {}).get(SANDBOX_WISH)
+    return None if wish is None else {SANDBOX_WISH: wish}
+
+
+def party_of(customer: Customer) -> Party:
+    address = customer.billing_address
+    return Party(
+        id=customer.id, key=customer.key, name=customer.name, addresses=(address,) if address else ()
+    )
+
+
+def line_of(line: DueLine, position: int, now: datetime) -> InvoiceLine:
+    one = line.billable
+    row = InvoiceLine(
+        id=new_id(now),
+        position=position,
+        identity=one.identity,
+        sequence=line.sequence,
+        managed_by=one.managed_by,
+        name=one.rate_card.name,
+        description=one.rate_card.description,
+        metadata_=None if one.rate_card.metadata is None else dict(one.rate_card.metadata),
+        subscription_id=one.subscription_id,
+        phase_id=one.phase_id,
+        item_id=one.item_id,
+        feature_id=one.feature_id,
+        rate_card=one.rate_card,
+        taxes=(),
+        created_at=now,
+        updated_at=now,
+    )
+    _rate(row, line)
+    return row
+
+
+def _rate(row: InvoiceLine, line: DueLine) -> None:
+    """Everything about a line that a later look at usage and contract may change while it is a draft."""
+    rating, one = line.rating, line.billable
+    row.share, row.invoice_at = str(one.share), line.invoice_at
+    row.service_start, row.service_end = one.service.start, one.service.end
+    row.billing_start, row.billing_end = one.billing.start, one.billing.end
+    row.period_start, row.period_end = line.period.start, line.period.end
+    row.usage, row.last = wire_of(line.usage), line.last
+    row.quantity, row.quantity_before = rating.quantity, rating.quantity_before
+    row.usage_discount, row.usage_discount_before = rating.usage_discount, rating.usage_discount_before
+    row.details = rating.details
+    row.totals = rating.totals
+
+
+def _schedule(invoice: Invoice, lines: Sequence[DueLine]) -> None:
+    """Metered lines are collected once late usage had its time; a draft then waits its draft period."""
+    settings = invoice.workflow
+    waiting = [line.invoice_at for line in lines if line.billable.metered and not line.correction]
+    if waiting:
+        invoice.collection_at = duration_of(settings.collection.interval).after(max(waiting))
+    invoice.draft_until = draft_until(invoice, settings)
+    invoice.period_start = min(line.period.start for line in lines)
+    invoice.period_end = max(line.period.end for line in lines)
+
+
+def draft_until(invoice: Invoice, settings: Workflow) -> datetime:
+    ready = max(invoice.created_at, invoice.collection_at or invoice.created_at)
+    return duration_of(settings.invoicing.draft_period).after(ready).replace(microsecond=0)
+
+
+def number_drafts(session: Session, drafts: Sequence[Invoice]) -> None:
+    for draft, number in zip(drafts, draft_numbers(session, len(drafts)), strict=True):
+        draft.number = f"DRAFT-{prefix_of(draft.customer.name or '')}-{number}"
+
+
+# -- Looking again -------------------------------------------------------------------------------------------
+
+
+def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
+    """Rate the lines of drafts anew, by the usage and the contracts as they are now."""
+    if not invoices:
+        return
+    customers = customers_by_id(session, {invoice.customer_id for invoice in invoices})
+    payers = {payer.customer.id: payer for payer in payers_of(session, list(customers.values()), {}, now)}
+    earlier = earlier_of(session, list(payers.values()))
+    rows = [(invoice, row) for invoice in invoices for row in invoice.lines]
+    latest = max((row.service_start for _, row in rows), default=now)
+    there = {one.identity: one for payer in payers.values() for one in billables_of(payer, max(now, latest))}
+    wanted = [
+        (payers[invoice.customer_id], there.get(row.identity) or billable_of(row, invoice.currency))
+        for invoice, row in rows
+    ]
+    usage = used_by(session, wanted, [row.period_end for _, row in rows])
+    for (invoice, row), (_, one), used in zip(rows, wanted, usage, strict=True):
+        before = [line for line in earlier.get(row.identity, ()) if line.sequence < row.sequence]
+        if row.identity in there or row.managed_by == "manual":
+            until = min(row.period_end, one.service.end) if one.metered else one.service.end
+            last = until == one.service.end
+            _rate(row, due_line(one, used, before, until=until, last=last))
+        elif len(earlier.get(row.identity, ())) > 1:  # its lines are numbered without a hole
+            _rate(row, taken_back(one, before))
+        else:
+            invoice.lines.remove(row)
+            session.delete(row)
+    for invoice in invoices:
+        if invoice.quantity_snapshotted_at is not None:
+            invoice.quantity_snapshotted_at = now
+    tax_and_sum_up(session, invoices, now=now)

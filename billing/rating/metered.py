@@ -1,0 +1,194 @@
+"""The usage that many charges are priced by, asked in few questions.
+
+What a price asks of usage follows from the price alone. Charges of one meter, narrowed alike, over the same
+period and told apart by the same dimensions, are one question for all customers together.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Literal, NamedTuple
+
+from sqlalchemy.orm import Session
+
+from billing.rating.pricing import NOTHING, Group, Usage
+from catalog.features import Feature
+from catalog.price import FlatPrice, MatrixPrice, PercentagePrice, Price, TieredPrice
+from metering.errors import InvalidError
+from metering.exact import total
+from metering.filter_string import FilterString
+from metering.meter import MeterDefinition, UsageQuery, UsageRow
+from metering.period import Period
+from metering.usage import query_numbers, query_usage, query_values
+
+__all__ = ["Demand", "Shape", "shape_of", "usage_of"]
+
+SUBJECTS_AT_ONCE = 1000
+"""More are asked in several statements: each is planned for the subjects it names."""
+
+ADDITIVE = ("SUM", "COUNT")
+"""What groups have adds up to what they have together; a maximum, or distinct values, don't."""
+
+_Kind = Literal["quantity", "events", "sizes"]
+_ASK: Mapping[_Kind, Callable[[Session, MeterDefinition, UsageQuery], list[UsageRow]]] = {
+    "quantity": query_usage,
+    "events": query_numbers,
+    "sizes": query_values,
+}
+
+
+class Shape(NamedTuple):
+    """What a price asks of usage beside the quantity."""
+
+    dimensions: tuple[str, ...] = ()
+    events: bool = False
+    sizes: bool = False
+
+
+def shape_of(price: Price) -> Shape:
+    match price:
+        case TieredPrice(group_by=dimensions) | MatrixPrice(dimensions=dimensions):
+            return Shape(dimensions=dimensions)
+        case PercentagePrice():
+            return Shape(events=True, sizes=price.limited)
+        case _:
+            return Shape()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Demand:
+    """What a customer, who owns `subjects`, used of a feature in a period, as far as `price` asks."""
+
+    customer_id: str
+    subjects: tuple[str, ...]
+    feature: Feature | None
+    price: Price
+    period: Period
+
+
+def usage_of(session: Session, demands: Sequence[Demand]) -> list[Usage]:
+    """The usage of each: nothing at a flat price, of a feature without a meter, or in an empty period."""
+    owners: dict[_Question, dict[str, str]] = {}
+    for demand in demands:
+        for question in _questions(demand):
+            owned = dict.fromkeys(demand.subjects, demand.customer_id)
+            owners.setdefault(question, {}).update(owned)
+    answers = {question: _ask(session, question, owned) for question, owned in owners.items()}
+    return [_usage(demand, answers) for demand in demands]
+
+
+# -- Questions -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Question:
+    """Equal ones have one answer: a meter's id stands for its definition."""
+
+    kind: _Kind
+    meter_id: str
+    meter: MeterDefinition = field(compare=False)
+    conditions: tuple[tuple[str, FilterString], ...]
+    period: Period
+    dimensions: tuple[str, ...] = ()
+
+    def query(self, owners: Mapping[str, str]) -> UsageQuery:
+        return UsageQuery(
+            start=self.period.start,
+            end=self.period.end,
+            conditions=dict(self.conditions),
+            customers=owners,
+            group_by=("customer_id", *self.dimensions),
+        )
+
+
+def _questions(demand: Demand) -> Iterator[_Question]:
+    """One for the quantity, and what else the price asks."""
+    whole, shape = _whole(demand), shape_of(demand.price)
+    if whole is None:
+        return
+    if shape.dimensions:
+        yield replace(whole, dimensions=shape.dimensions)
+    if not shape.dimensions or whole.meter.aggregation not in ADDITIVE:
+        yield whole
+    if shape.events:
+        yield replace(whole, kind="events")
+    if shape.sizes:
+        yield replace(whole, kind="sizes")
+
+
+def _whole(demand: Demand) -> _Question | None:
+    """For the quantity alone; None where there can be none."""
+    feature = demand.feature
+    free = isinstance(demand.price, FlatPrice) or not demand.subjects or not demand.period.length
+    if free or feature is None or feature.meter is None:
+        return None
+    return _Question(
+        kind="quantity",
+        meter_id=feature.meter.id,
+        meter=feature.meter.definition,
+        conditions=tuple(sorted(feature.conditions.items())),
+        period=demand.period,
+    )
+
+
+# -- Answers -------------------------------------------------------------------------------------------------
+
+_Answer = Mapping[str, Sequence[UsageRow]]
+"""The rows of each customer who has any, by id."""
+
+
+def _ask(session: Session, question: _Question, owners: Mapping[str, str]) -> _Answer:
+    found: dict[str, list[UsageRow]] = {}
+    for some in _portions(owners):
+        for row in _rows(session, question, some):
+            found.setdefault(row.group["customer_id"], []).append(row)
+    return found
+
+
+def _portions(owners: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """No customer is in two of them."""
+    portion: dict[str, str] = {}
+    for subject, customer_id in sorted(owners.items(), key=lambda item: item[1]):
+        if len(portion) >= SUBJECTS_AT_ONCE and customer_id not in portion.values():
+            yield portion
+            portion = {}
+        portion[subject] = customer_id
+    if portion:
+        yield portion
+
+
+def _rows(session: Session, question: _Question, owners: dict[str, str]) -> Iterable[UsageRow]:
+    """Where there are too many for one answer, half of the customers are asked at a time."""
+    try:
+        return _ASK[question.kind](session, question.meter, question.query(owners))
+    except InvalidError as error:
+        ids = sorted(set(owners.values()))
+        if len(ids) == 1 or all(issue.code != "too_many_rows" for issue in error.issues):
+            raise
+    middle = ids[len(ids) // 2]
+    first = {subject: id_ for subject, id_ in owners.items() if id_ < middle}
+    second = {subject: id_ for subject, id_ in owners.items() if id_ >= middle}
+    return [*_rows(session, question, first), *_rows(session, question, second)]
+
+
+def _usage(demand: Demand, answers: Mapping[_Question, _Answer]) -> Usage:
+    """Put together from the answers to its questions."""
+    usage = NOTHING
+    for question in _questions(demand):
+        rows = answers[question].get(demand.customer_id, ())
+        match question.kind:
+            case "quantity" if question.dimensions:
+                groups = {_group(row, question.dimensions): row.value for row in rows}
+                usage = replace(usage, quantity=total(groups.values()), groups=groups)
+            case "quantity":  # after the groups, where these don't add up
+                usage = replace(usage, quantity=total(row.value for row in rows))
+            case "events":
+                usage = replace(usage, events=sum(int(row.value) for row in rows))
+            case "sizes":
+                usage = replace(usage, sizes={Decimal(row.group["value"]): int(row.value) for row in rows})
+    return usage
+
+
+def _group(row: UsageRow, dimensions: Sequence[str]) -> Group:
+    """What has no value in an event, its meter calls ""."""
+    return tuple(row.group[name] or None for name in dimensions)
