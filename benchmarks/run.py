@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import backtest, ingest, queries, rating
+from benchmarks import backtest, ingest, preview, queries, rating
 from benchmarks.plot import plot
 from benchmarks.stage import place, postgres
 
@@ -123,6 +123,16 @@ def backtest_rows(tested: list[backtest.Tested]) -> Iterator[Row]:
             yield at_most("  customers with a difference", one.customers - one.unchanged, 0)
 
 
+def preview_rows(asked: list[preview.Previewed]) -> Iterator[Row]:
+    for one in asked:
+        what = f"preview after {one.months} months, {one.lines} lines, {one.stored / 1e6:g} M events: p50, ms"
+        yardstick = f"one meter over HTTP {one.meter_p50:.1f} ms"
+        measured = f"p99 {one.p99:.1f} ms; {one.cpu:.1f} of CPU beside PostgreSQL's"
+        yield at_most(what, one.p50, 15, measured=measured, yardstick=yardstick)
+        p99 = f"p99 {one.listed_p99:.1f} ms"
+        yield at_most("  gathering invoice in the list: p50, ms", one.listed_p50, 15, measured=p99)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -136,7 +146,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     parts: dict[str, Callable[[Plan, dict[str, Any]], Iterator[Row]]]
     parts = {"batches": _batches, "singles": _singles, "growth": _growth}
-    parts |= {"rating": _rating, "backtest": _backtest}
+    parts |= {"rating": _rating, "backtest": _backtest, "preview": _preview}
     if unknown := set(arguments.only) - parts.keys():
         parser.error(f"no such part: {', '.join(unknown)}; there are {', '.join(parts)}")
     for name in arguments.only or parts:
@@ -207,6 +217,12 @@ def _backtest(plan: Plan, found: dict[str, Any]) -> Iterator[Row]:
     tested = backtest.backtests(customers=10_000 if plan is FULL else 1_000, events=plan.sizes[-1])
     found["backtest"] = [asdict(one) for one in tested]
     yield from backtest_rows(tested)
+
+
+def _preview(plan: Plan, found: dict[str, Any]) -> Iterator[Row]:
+    asked = preview.previews(events=plan.sizes[-1], repeat=plan.repeat)
+    found["preview"] = [asdict(one) for one in asked]
+    yield from preview_rows(asked)
 
 
 def table(rows: list[Row]) -> str:
