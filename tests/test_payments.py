@@ -23,9 +23,9 @@ def unpaid(session: Session, amount: str = "10") -> Invoice:
     """Issued to somebody whose card was refused."""
     customer = a_customer(session)
     customer.metadata_ = {SANDBOX_WISH: "failed"}
-    sign_up(session, customer, a_plan(session, phase(fee(amount))))
+    sign_up(session, customer, a_plan(session, phase(fee(amount)), key=customer.id.lower()))
     bill_until(session, START)
-    (invoice,) = invoices_of(session)
+    (invoice,) = (one for one in invoices_of(session) if one.customer_id == customer.id)
     return get_invoice(session, invoice.id)
 
 
@@ -80,11 +80,29 @@ def test_drafts_and_voided_invoices_take_no_payments_and_uncollectible_ones_do(s
     invoice = unpaid(session)
     act(session, invoice.id, "payment_uncollectible", now=NOW)
     assert pay(session, invoice, "1").open == 9
-    void_invoice(session, invoice.id, VoidAction(type="discard"), reason="wrong", now=NOW)
-    assert refused(session, invoice) == "invoice_not_payable $"
-    assert account_of(session, invoice).open == 0
     invoice.status = "draft.manual_approval_needed"
     assert refused(session, invoice) == "invoice_not_payable $"
+    other = unpaid(session)
+    void_invoice(session, other.id, VoidAction(type="discard"), reason="wrong", now=NOW)
+    assert refused(session, other) == "invoice_not_payable $"
+    assert account_of(session, other).open == 0
+
+
+def test_what_was_paid_in_part_is_credited_and_not_voided(session: Session) -> None:
+    invoice = unpaid(session)
+    pay(session, invoice, "4")
+    with pytest.raises(InvalidError) as error:
+        void_invoice(session, invoice.id, VoidAction(type="pending"), reason="wrong", now=NOW)
+    (issue,) = error.value.issues
+    assert (issue.code, issue.field) == ("invoice_has_payments", "$")
+    assert "4" in issue.message
+    assert issue.hint is not None
+    assert "credit note" in issue.hint
+    assert (invoice.status, invoice.voided_at) == ("payment_processing.failed", None)
+    assert invoice.lines[0].released_at is None
+    line = CreditLine(line_id=invoice.lines[0].id, amount=Decimal(6))
+    create_credit_note(session, invoice.id, CreditNoteDetails(reason="wrong", lines=[line]), now=NOW)
+    assert invoice.status == "paid"
 
 
 def test_credit_notes_reduce_what_is_open_and_what_is_left_pays_it(session: Session) -> None:

@@ -10,7 +10,8 @@ from api.http.auth import admin, reader
 from api.http.body import Body, ExactRoute, Instant, decimal_text
 from api.http.session import Now, Snapshot, Transaction
 from billing.invoices.invoice import get_invoice
-from billing.invoices.payments import Account, Payment, PaymentDetails, account_of, record_payment
+from billing.invoices.payment import Payment
+from billing.invoices.payments import Account, PaymentDetails, account_of, record_payment
 from metering.wire import Numeric
 
 __all__ = ["router"]

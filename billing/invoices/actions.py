@@ -18,10 +18,12 @@ from billing.contracts.subscriptions import Subscription
 from billing.invoices.due import Reach, billables_of, payers_of
 from billing.invoices.invoice import Invoice, InvoiceLine, InvoiceNotFoundError, get_invoice
 from billing.invoices.invoicing import collect
+from billing.invoices.payment import payments_of
 from billing.invoices.progress import advance, fire
 from billing.invoices.provider import facts_of
 from billing.invoices.state import DELETABLE, Trigger, after
 from metering.errors import InvalidError, Issue
+from metering.exact import plain, total
 
 __all__ = [
     "InvoiceFilter",
@@ -121,8 +123,12 @@ def void_invoice(
     reason: str,
     now: datetime,
 ) -> Invoice:
-    """An issued invoice counts no more. Its number stays taken."""
+    """An issued invoice counts no more. Its number stays taken.
+
+    Raises InvalidError when something was paid of it or given back: that would be about nothing any more.
+    """
     invoice = locked_invoice(session, invoice_id)
+    _require_unpaid(session, invoice)
     _require_uncredited(session, invoice)
     fire(session, invoice, "void", now=now)
     invoice.voided_at = now
@@ -134,6 +140,15 @@ def void_invoice(
             _bill_again(session, line, wanted.next_invoice_at or now)
     session.flush()
     return invoice
+
+
+def _require_unpaid(session: Session, invoice: Invoice) -> None:
+    """Somebody's money would belong to nothing that is owed."""
+    if payments := payments_of(session, invoice.id):
+        paid = plain(total(payment.amount for payment in payments))
+        message = f"{paid} {invoice.currency} of the invoice {invoice.number} were paid already"
+        hint = "Issue a credit note for what is not owed; what was paid stays with the invoice."
+        raise InvalidError(message, Issue(code="invoice_has_payments", message=message, hint=hint))
 
 
 def _require_uncredited(session: Session, invoice: Invoice) -> None:

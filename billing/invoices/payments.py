@@ -8,23 +8,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import ForeignKey, Index, select
-from sqlalchemy.orm import Mapped, Session, mapped_column
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from billing.invoices.actions import locked_invoice
 from billing.invoices.invoice import Invoice
+from billing.invoices.payment import Payment, payments_of
 from billing.invoices.progress import fire
 from billing.invoices.state import TRANSITIONS
 from catalog.money import round_money
 from catalog.price import in_range
-from metering.database import Base, Id, Instant, translating
+from metering.database import translating
 from metering.errors import ConflictError, InvalidError, Issue
 from metering.exact import EXACT, plain, total
 from metering.ids import new_id
 
 __all__ = [
     "Account",
-    "Payment",
     "PaymentDetails",
     "PaymentTakenError",
     "account_of",
@@ -35,20 +35,6 @@ __all__ = [
 ]
 
 ZERO = Decimal(0)
-
-
-class Payment(Base):
-    __tablename__ = "payments"
-    __table_args__ = (Index("payments_reference_key", "invoice_id", "reference", unique=True),)
-
-    id: Mapped[Id] = mapped_column(primary_key=True)
-    invoice_id: Mapped[Id] = mapped_column(ForeignKey("invoices.id"), index=True)
-    amount: Mapped[Decimal]
-    received_at: Mapped[Instant]
-    method: Mapped[str | None]
-    reference: Mapped[str | None]
-    note: Mapped[str | None]
-    created_at: Mapped[Instant]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,10 +77,8 @@ class Account:
 
 
 def account_of(session: Session, invoice: Invoice) -> Account:
-    query = select(Payment).where(Payment.invoice_id == invoice.id)
-    payments = session.scalars(query.order_by(Payment.received_at, Payment.id)).all()
     credited = total(-note.totals.total for note in credits_against(session, invoice.id))
-    return Account(invoice=invoice, payments=payments, credited=credited)
+    return Account(invoice=invoice, payments=payments_of(session, invoice.id), credited=credited)
 
 
 def credits_against(session: Session, invoice_id: str) -> Sequence[Invoice]:
