@@ -101,6 +101,12 @@ COMES_ALONG = {
 AFTER_RUN = set(DAMAGES) - {"charge_not_billed", "line_without_charge", "number_gap", "line_not_reproducible"}
 
 
+def test_a_number_on_a_deleted_document_is_a_gap(session: Session, people: dict[str, Customer]) -> None:
+    deleted = "UPDATE invoices SET deleted_at = :now WHERE id = :id"
+    session.execute(text(deleted), {"now": NOW, "id": invoice_of(session, people["ada"], 0).id})
+    assert "number_gap" in {finding.code for finding in audit(session, now=NOW)}
+
+
 @pytest.mark.parametrize("code", DAMAGES)
 def test_each_damage_gives_its_finding(session: Session, people: dict[str, Customer], code: str) -> None:
     january = lines_of_january(session, people["ada"])

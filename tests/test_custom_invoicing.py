@@ -16,9 +16,9 @@ from billing.apps.custom_invoicing import (
     payment_status,
 )
 from billing.invoices import actions
-from billing.invoices.invoice import Invoice, InvoiceNotFoundError
+from billing.invoices.invoice import Invoice, InvoiceNotFoundError, get_invoice
 from billing.invoices.progress import ActionNotAvailableError, advance
-from billing.invoices.state import Status, Trigger
+from billing.invoices.state import Status, Trigger, actions_of
 from billing.profiles.customer_overrides import pin_profile
 from billing.profiles.profile import Party
 from billing.profiles.profile_changes import ProfileApps, ProfileDetails, create_profile
@@ -53,13 +53,14 @@ def an_invoice(
     details = ProfileDetails(name="Own", supplier=Party(name="ACME"), workflow=workflow)
     profile = create_profile(session, details, apps=apps, now=START)
     cut = Discounts(percentage=PercentageDiscount(percentage=Decimal(10)))
-    plan = a_plan(session, phase(replace(fee("20"), discounts=cut)))
+    plan = a_plan(session, phase(replace(fee("20"), discounts=cut)), key=own.id.lower())
     for _ in range(times):
         customer = a_customer(session)
         pin_profile(session, customer.id, profile_id=profile.id, now=START)
         sign_up(session, customer, plan)
     bill_until(session, START)
-    return invoices_of(session)[0]
+    (first, *_) = (one for one in invoices_of(session) if one.app_id == app_id)
+    return get_invoice(session, first.id)
 
 
 # -- Drafts --------------------------------------------------------------------------------------------------
@@ -179,6 +180,47 @@ def test_advancing_an_invoice_that_waits_for_its_app_is_refused(session: Session
     with pytest.raises(InvalidError) as error:
         actions.advance_invoice(session, invoice.id, now=LATER)
     assert [issue.code for issue in error.value.issues] == ["invoice_cannot_advance"]
+
+
+# -- Numbers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", ["issuing.syncing", "issuing.failed", "issuing.line_finalization_failed"])
+def test_what_has_its_final_number_is_voided_when_it_is_given_up(session: Session, status: Status) -> None:
+    """So that whoever counts the numbers finds a document for each."""
+    invoice = an_invoice(session, issuing=True)
+    invoice.status = status
+    assert actions_of(status, invoice.facts(LATER))["delete"] == "voided"
+    actions.delete_invoice(session, invoice.id, now=LATER)
+    assert (invoice.status, invoice.number, invoice.voided_at) == ("voided", "INV-KOAI-1", LATER)
+    assert invoice.deleted_at is None
+    assert an_invoice(session, issuing=True).number == "INV-KOAI-2"
+    assert audit(session, now=LATER) == []
+
+
+def test_what_an_app_does_not_let_go_of_is_voided_by_a_retry(session: Session) -> None:
+    invoice = an_invoice(session, issuing=True)
+    invoice.status = "delete.failed"
+    actions.act(session, invoice.id, "retry", now=LATER)
+    assert (invoice.status, invoice.number) == ("voided", "INV-KOAI-1")
+
+
+def test_a_draft_has_no_final_number_and_is_deleted(session: Session) -> None:
+    invoice = an_invoice(session, draft=True)
+    assert actions_of(invoice.status, invoice.facts(LATER))["delete"] == "deleted"
+    actions.delete_invoice(session, invoice.id, now=LATER)
+    assert (invoice.status, invoice.deleted_at, invoice.voided_at) == ("deleted", LATER, None)
+
+
+def test_a_retry_takes_no_second_number_and_is_issued_when_it_was(session: Session) -> None:
+    invoice = an_invoice(session, issuing=True)
+    before = ("issuing.syncing", invoice.number, invoice.issued_at, invoice.due_at)
+    invoice.status = "issuing.line_finalization_failed"
+    actions.act(session, invoice.id, "retry", now=LATER)
+    assert (invoice.status, invoice.number, invoice.issued_at, invoice.due_at) == before
+    issuing_synchronized(session, invoice.id, now=LATER)
+    assert (invoice.status, invoice.number) == ("payment_processing.pending", "INV-KOAI-1")
+    assert audit(session, now=LATER) == []
 
 
 # -- Payment -------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def invoice_now(
     if not drafts:
         message = "nothing is to be invoiced by then"
         raise InvalidError(message, Issue(code="invoice_create_no_lines", message=message, field="$"))
-    advance(session, drafts, now=now)
+    advance(session, drafts, now=now, rated=True)
     return drafts
 
 
@@ -96,7 +96,10 @@ def act(session: Session, invoice_id: str, trigger: Trigger, *, now: datetime) -
 
 
 def delete_invoice(session: Session, invoice_id: str, *, now: datetime) -> Invoice:
-    """Give up a draft. What it would have billed is not billed again: it was decided upon."""
+    """Give up a draft. What it would have billed is not billed again: it was decided upon.
+
+    What waits to be issued and has its final number is voided and keeps it, so that numbers have no gap.
+    """
     invoice = locked_invoice(session, invoice_id)
     if invoice.status not in DELETABLE:
         message = f"an invoice that is {invoice.status} can't be deleted"
@@ -131,7 +134,6 @@ def void_invoice(
     _require_unpaid(session, invoice)
     _require_uncredited(session, invoice)
     fire(session, invoice, "void", now=now)
-    invoice.voided_at = now
     invoice.external_ids = invoice.external_ids | {"void-reason": reason}
     for line in invoice.lines:
         wanted = (overrides or {}).get(line.id, action)

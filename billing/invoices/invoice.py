@@ -128,6 +128,7 @@ class Invoice(_Sums, Base):
             auto_advance=self.workflow.invoicing.auto_advance,
             critical=any(issue["severity"] == "critical" for issue in self.validation_issues),
             lines=bool(self.lines),
+            numbered=self.issued_at is not None,
             synced=synced,
         )
 

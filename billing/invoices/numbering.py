@@ -1,7 +1,7 @@
 """Invoice numbers. Those of drafts may have gaps; those of issued documents never do, in each sequence.
 
 A final number is taken in the transaction that issues, as late as can be: who rolls back gives it back, and
-whoever comes next waits until then.
+whoever comes next waits until then. A document that has one keeps it: it may be voided, and is never deleted.
 """
 
 import re

@@ -4,7 +4,7 @@ What a state is entered for is done before it is left: quantities are snapshotte
 its app is told, its number is given, its payment asked for.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -26,14 +26,18 @@ class ActionNotAvailableError(InvalidError):
     pass
 
 
-def advance(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
-    """As far as nothing holds them back; loaded with locks, their lines and apps."""
+def advance(session: Session, invoices: Sequence[Invoice], *, now: datetime, rated: bool = False) -> None:
+    """As far as nothing holds them back; loaded with locks, their lines and apps.
+
+    `rated`: this transaction has just made them, so that their quantities are those of now.
+    """
+    entering = _ENTERED | {"draft.collecting": _snapshotted} if rated else _ENTERED
     while moving := _moving(invoices, now):
         for status, some in moving.items():
             for invoice in some:
                 invoice.status = status
                 invoice.updated_at = now
-            if entered := _ENTERED.get(status):
+            if entered := entering.get(status):
                 entered(session, some, now)
     for invoice in invoices:
         invoice.next_action_at = _next_action_at(invoice)
@@ -84,8 +88,12 @@ def _next_action_at(invoice: Invoice) -> datetime | None:
 
 
 def _snapshot(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
-    """Who does not wait for the collection has a draft that is ready as much earlier."""
     recompute(session, invoices, now=now)
+    _snapshotted(session, invoices, now)
+
+
+def _snapshotted(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    """Who does not wait for the collection has a draft that is ready as much earlier."""
     for invoice in invoices:
         invoice.quantity_snapshotted_at = now
         if invoice.collection_at is not None and now < invoice.collection_at:
@@ -111,14 +119,18 @@ def _upsert_draft(session: Session, invoices: Sequence[Invoice], now: datetime) 
 
 
 def _issue(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
-    """From here on nothing of it changes. What gives more back than it charges is a credit note."""
-    pin_events(session, invoices)
-    for invoice in invoices:
+    """From here on nothing of it changes. What gives more back than it charges is a credit note.
+
+    What comes here again, because its app could not finish it, has its number and its dates.
+    """
+    unissued = [invoice for invoice in invoices if invoice.issued_at is None]
+    pin_events(session, unissued)
+    for invoice in unissued:
         invoice.type = "credit_note" if invoice.totals.total < 0 else "standard"
         invoice.issued_at = now
         due_after = duration_of(invoice.workflow.invoicing.due_after)
         invoice.due_at = due_after.after(now).replace(microsecond=0)
-    unnumbered = [invoice for invoice in invoices if GIVEN_NUMBER not in invoice.external_ids]
+    unnumbered = [invoice for invoice in unissued if GIVEN_NUMBER not in invoice.external_ids]
     for kind, (scope, letters) in _SEQUENCES.items():
         some = [invoice for invoice in unnumbered if invoice.type == kind]
         for invoice, number in zip(some, final_numbers(session, scope, len(some)), strict=True):
@@ -148,12 +160,17 @@ def _take_back(session: Session, invoices: Sequence[Invoice], now: datetime) -> 
         provider_of(invoice).delete(session, invoice, now=now)
 
 
+def _void(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    for invoice in invoices:
+        invoice.voided_at = now
+
+
 def _delete(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
     for invoice in invoices:
         invoice.deleted_at = now
 
 
-_ENTERED: Mapping[Status, Callable[[Session, Sequence[Invoice], datetime], None]] = {
+_ENTERED: dict[Status, Callable[[Session, Sequence[Invoice], datetime], None]] = {
     "draft.updating": _update,
     "draft.collecting": _snapshot,
     "draft.validating": _tax_again,
@@ -163,4 +180,5 @@ _ENTERED: Mapping[Status, Callable[[Session, Sequence[Invoice], datetime], None]
     "payment_processing.pending": _ask_for_payment,
     "delete.syncing": _take_back,
     "deleted": _delete,
+    "voided": _void,
 }

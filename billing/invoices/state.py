@@ -168,7 +168,10 @@ TRANSITIONS = _table()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What holds an invoice back. `synced`: no app has yet to confirm what it was given."""
+    """What holds an invoice back. `synced`: no app has yet to confirm what it was given.
+
+    `numbered`: it has its final number, so that it never goes without a trace.
+    """
 
     now: datetime
     collection_at: datetime | None
@@ -176,6 +179,7 @@ class Facts:
     auto_advance: bool
     critical: bool
     lines: bool
+    numbered: bool = False
     synced: bool = True
 
 
@@ -189,6 +193,8 @@ def after(status: Status, facts: Facts) -> Status | None:
         return "delete.in_progress"
     if status == "draft.validating" and facts.critical:
         return "draft.invalid"
+    if status == "delete.syncing" and facts.numbered:
+        return "voided"
     return TRANSITIONS[status, "next"]
 
 

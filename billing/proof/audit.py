@@ -23,7 +23,7 @@ from billing.profiles.profile import BillingProfile, profiles_of
 from billing.proof.disposition import Reason
 from billing.proof.replay import replay
 from billing.proof.unbilled import UnbilledQuery, WindowTooLongError, count_unbilled
-from billing.rating.billable import Billable, usage_from
+from billing.rating.billable import usage_from
 from billing.rating.metered import Demand, usage_of
 from billing.rating.timeline import charges
 from catalog.features import Feature, features_by_id
@@ -307,7 +307,7 @@ _NUMBERS = _Check(
             SELECT CAST(substring(coalesce(i.external_ids ->> 'own-number', i.number)
                                   FROM '^[A-Z]+-[A-Z0-9]+-([0-9]+)$') AS numeric) AS number
         ) AS n
-        WHERE i.issued_at IS NOT NULL AND {some}
+        WHERE i.issued_at IS NOT NULL AND i.deleted_at IS NULL AND {some}
           AND (NOT i.external_ids ? 'number' OR i.external_ids ? 'own-number')
         GROUP BY 1
     ) AS given USING (scope)
@@ -418,7 +418,7 @@ def _of_contract(one: Subscription, profile: BillingProfile, billed: _Billed) ->
     until = one.next_billing_at or one.active_to or one.active_from
     latest = max([until, *(found.begins for found in billed.values())])
     try:
-        there = {Billable.of(charge).identity: charge for charge in charges(one.contract, until=latest)}
+        there = {charge.identity: charge for charge in charges(one.contract, until=latest)}
     except TollgateError as error:
         yield Finding(code="contract_unreadable", message=error.detail, ids=ids)
         return
