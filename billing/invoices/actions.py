@@ -75,7 +75,7 @@ def invoice_now(
     if not drafts:
         message = "nothing is to be invoiced by then"
         raise InvalidError(message, Issue(code="invoice_create_no_lines", message=message, field="$"))
-    advance(session, drafts, now=now, rated=True)
+    advance(session, drafts, now=now)
     return drafts
 
 
