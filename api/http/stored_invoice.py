@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from decimal import Decimal
 
 from api.http.invoice_body import (
     ActionDetails,
@@ -41,6 +42,7 @@ from billing.rating.billable import DueLine, usage_from
 from billing.rating.rater import NO_DISCOUNTS, Rating
 from catalog.rate_card import RateCard
 from catalog.rate_card import UsageBasedRateCard as UsageCard
+from metering.exact import EXACT
 from metering.period import Period
 
 __all__ = ["gathering_body", "invoice_body", "party_body", "workflow_body"]
@@ -59,8 +61,22 @@ def _card(card: RateCard) -> UsageBasedRateCard:
     )
 
 
+def _metered_before(rating: Rating, card: UsageBasedRateCard) -> Decimal:
+    """What was metered before the line; unknown after a conversion, which may round: there is no way back."""
+    if card.unit_config is not None:
+        return Decimal(0)
+    return EXACT.add(rating.quantity_before, rating.usage_discount_before)
+
+
+def _metered(quantity: Decimal | None, before: Decimal) -> Decimal | None:
+    """The line's own part of all that was metered so far."""
+    return None if quantity is None else EXACT.subtract(quantity, before)
+
+
 def _due_line(line: DueLine, now: datetime) -> LineBody:
     one, card = line.billable, line.billable.rate_card
+    shown = _card(card)
+    before = _metered_before(line.rating, shown)
     return line_body(
         RatedLine(
             identity=tuple(one.identity.split("/")),
@@ -73,8 +89,9 @@ def _due_line(line: DueLine, now: datetime) -> LineBody:
             updated_at=now,
             period=line.period,
             invoice_at=one.invoice_at,
-            rate_card=_card(card),
-            metered=line.quantity,
+            rate_card=shown,
+            metered=_metered(line.quantity, before),
+            metered_before=before,
             rating=line.rating,
             subscription=_source(one.subscription_id, one.phase_id, one.item_id, one.billing),
         )
@@ -103,6 +120,9 @@ def _stored_line(line: InvoiceLine, currency: str) -> LineBody:
         usage_discount_before=line.usage_discount_before,
     )
     billing = Period(start=line.billing_start, end=line.billing_end)
+    card = _card(line.rate_card)
+    before = _metered_before(rating, card)
+    quantity = None if line.usage is None else usage_from(line.usage).quantity
     body = line_body(
         RatedLine(
             identity=(line.identity, str(line.sequence)),
@@ -116,8 +136,9 @@ def _stored_line(line: InvoiceLine, currency: str) -> LineBody:
             updated_at=line.updated_at,
             period=line.period,
             invoice_at=line.invoice_at,
-            rate_card=_card(line.rate_card),
-            metered=None if line.usage is None else usage_from(line.usage).quantity,
+            rate_card=card,
+            metered=_metered(quantity, before),
+            metered_before=before,
             rating=rating,
             subscription=_source(line.subscription_id, line.phase_id, line.item_id, billing),
         )
