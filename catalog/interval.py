@@ -22,6 +22,10 @@ _DURATION = re.compile(
 )
 
 
+SHORTEST_MONTH = 28
+"""Days."""
+
+
 class InvalidIntervalError(InvalidError):
     pass
 
@@ -38,7 +42,7 @@ class Interval:
         at = anchor.astimezone(UTC)
         month = at.year * 12 + at.month - 1 + self.months * count
         year, month = month // 12, month % 12 + 1
-        day = min(at.day, calendar.monthrange(year, month)[1])
+        day = at.day if at.day <= SHORTEST_MONTH else min(at.day, calendar.monthrange(year, month)[1])
         return at.replace(year=year, month=month, day=day) + self.time * count
 
     def period_of(self, anchor: datetime, instant: datetime) -> Period:

@@ -65,6 +65,8 @@ class Subscription(Base):
 
     Without a plan its terms are its own. `before_cancelation` is what was agreed before an end was set that
     is still to come, `without_addons` what was agreed before the first add-on was bought.
+    What began before `settled_until` is billed, and too old for late usage; None: nobody has looked since the
+    contract was written.
     """
 
     __tablename__ = "subscriptions"
@@ -91,6 +93,7 @@ class Subscription(Base):
     before_cancelation: Mapped[ContractSpec | None] = mapped_column(ValueType(ContractSpec))
     without_addons: Mapped[ContractSpec | None] = mapped_column(ValueType(ContractSpec))
     next_billing_at: Mapped[Instant | None]
+    settled_until: Mapped[Instant | None]
     created_at: Mapped[Instant]
     updated_at: Mapped[Instant]
 
@@ -127,6 +130,7 @@ class Subscription(Base):
             for position, phase in enumerate(spec.phases)
         ]
         self.updated_at = now
+        self.settled_until = None
 
     def bill_soon(self, now: datetime) -> None:
         """Whatever has become due by a change, or is no longer due, is found by the next billing."""

@@ -75,7 +75,7 @@ def invoice_now(
     if not drafts:
         message = "nothing is to be invoiced by then"
         raise InvalidError(message, Issue(code="invoice_create_no_lines", message=message, field="$"))
-    advance(session, drafts, now=now)
+    advance(session, drafts, now=now, rated=True)
     return drafts
 
 
@@ -171,6 +171,8 @@ def _bill_again(session: Session, line: InvoiceLine, at: datetime) -> None:
         charged = session.get(PendingLine, line.identity.partition("/")[2])
     if charged is not None:
         charged.next_billing_at = min(at, charged.next_billing_at or at)
+    if isinstance(charged, Subscription):
+        charged.settled_until = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What is due from customers: what they owe by an instant, less what was billed."""
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +20,7 @@ from billing.profiles.workflow import AnchoredAlignment, Workflow
 from billing.rating.billable import Billable, BilledLine, DueLine, due_line, taken_back, waive
 from billing.rating.metered import Demand, usage_of
 from billing.rating.pricing import Usage
-from billing.rating.timeline import charges
+from billing.rating.timeline import Charge, charges
 from catalog.features import features_by_id
 from catalog.interval import parse_interval
 from metering.period import Period
@@ -33,7 +34,7 @@ __all__ = [
     "collected_at",
     "due_of",
     "earlier_of",
-    "next_billing_at",
+    "look_ahead",
     "payers_of",
     "used_by",
 ]
@@ -60,17 +61,19 @@ def payers_of(
     session: Session, customers: Sequence[Customer], at: Mapping[str, datetime], now: datetime
 ) -> list[Payer]:
     ids = [customer.id for customer in customers]
-    signed: dict[str, list[Subscription]] = {}
+    signed, pending = defaultdict[str, list[Subscription]](list), defaultdict[str, list[PendingLine]](list)
     for subscription in subscriptions_of(session, ids):
-        signed.setdefault(subscription.customer_id, []).append(subscription)
-    profiles, pending = profiles_of(session, ids), pending_lines_of(session, ids)
+        signed[subscription.customer_id].append(subscription)
+    for line in pending_lines_of(session, ids):
+        pending[line.customer_id].append(line)
+    profiles = profiles_of(session, ids)
     return [
         Payer(
             at=at.get(one.id, now),
             customer=one,
             profile=profiles[one.id],
-            subscriptions=signed.get(one.id, ()),
-            pending=[line for line in pending if line.customer_id == one.id],
+            subscriptions=signed[one.id],
+            pending=pending[one.id],
         )
         for one in customers
     ]
@@ -83,6 +86,7 @@ Reach = Literal["due", "used", "begun"]
 def due_of(
     session: Session,
     payers: Sequence[Payer],
+    earlier: Earlier,
     *,
     reach: Reach = "due",
     only: Collection[str] | None = None,
@@ -92,7 +96,6 @@ def due_of(
 
     Usage counts up to each payer's `at`; of all that has begun, up to `usage_until` or the period's end.
     """
-    earlier = earlier_of(session, payers)
     wanted = [
         (payer, one)
         for payer in payers
@@ -109,8 +112,8 @@ def due_of(
         until = one.service.end if last else payer.at
         rate = partial(due_line, one, used, until=until, last=last)
         rated.append((payer, rate, earlier.get(one.identity, ())))
-    for payer in payers if only is None else ():
-        rated += [(payer, rate, lines) for rate, lines in _gone(payer, earlier)]
+    if only is None:
+        rated += _gone(payers, earlier)
     due: dict[str, list[DueLine]] = {payer.customer.id: [] for payer in payers}
     for payer, line in _charged(session, rated):
         if line.first or line.rating.details:
@@ -152,30 +155,42 @@ def _given_up(session: Session, invoice_ids: Collection[str]) -> set[str]:
 
 
 def earlier_of(session: Session, payers: Sequence[Payer]) -> Earlier:
+    """Those that were billed before what is settled are left out: however long the history, these are few."""
     ids = [subscription.id for payer in payers for subscription in payer.subscriptions]
-    manual = [line.billable.identity for payer in payers for line in payer.pending]
-    theirs = or_(InvoiceLine.subscription_id.in_(ids), InvoiceLine.identity.in_(manual))
-    query = select(InvoiceLine).where(theirs)
+    unsettled = or_(
+        Subscription.settled_until.is_(None), InvoiceLine.service_start >= Subscription.settled_until
+    )
+    query = select(InvoiceLine).join(Subscription, InvoiceLine.subscription_id == Subscription.id)
+    lines = list(session.scalars(query.where(Subscription.id.in_(ids), unsettled)))
+    if manual := [line.billable.identity for payer in payers for line in payer.pending]:
+        lines += session.scalars(select(InvoiceLine).where(InvoiceLine.identity.in_(manual)))
     found: dict[str, list[InvoiceLine]] = {}
-    for line in session.scalars(query.order_by(InvoiceLine.identity, InvoiceLine.sequence)):
+    for line in sorted(lines, key=lambda line: line.sequence):
         found.setdefault(line.identity, []).append(line)
     return found
 
 
-def billables_of(payer: Payer, now: datetime) -> Iterable[Billable]:
+def billables_of(payer: Payer, until: datetime, *, since: datetime | None = None) -> Iterable[Billable]:
+    """All that begins from `since` to `until`; without `since`, all that is not settled."""
     for subscription in payer.subscriptions:
-        for charge in charges(subscription.contract, until=now):
+        for charge in charges(subscription.contract, since=since or subscription.settled_until, until=until):
             yield Billable.of(charge)
     yield from (line.billable for line in payer.pending)
 
 
 def _asked(payer: Payer, one: Billable, earlier: Sequence[InvoiceLine], reach: Reach) -> bool:
     """Whether there may be something to bill: it is due, it is taken early, or it may have changed since."""
-    if any(line.last and line.released_at is None for line in earlier):
-        return one.service.end > payer.at - LATE
+    counted = [line for line in earlier if line.released_at is None]
+    if any(line.last for line in counted):
+        return one.service.end > payer.at - LATE or _is_cut_anew(one, counted[-1])
     if reach == "begun" or (reach == "used" and one.metered and one.service.start < payer.at):
         return one.service.start <= payer.at
     return collected_at(one.invoice_at, payer.profile.workflow) <= payer.at
+
+
+def _is_cut_anew(one: Billable, billed: InvoiceLine) -> bool:
+    """Whether the contract has changed since, so that it charges for another time, or charges again."""
+    return one.service.end != billed.service_end or one.share != Fraction(billed.share)
 
 
 def collected_at(invoice_at: datetime, workflow: Workflow) -> datetime:
@@ -188,18 +203,20 @@ def collected_at(invoice_at: datetime, workflow: Workflow) -> datetime:
     return invoice_at if period.start == invoice_at else period.end
 
 
-def _gone(payer: Payer, earlier: Earlier) -> Iterable[tuple[Rate, Sequence[InvoiceLine]]]:
+def _gone(payers: Sequence[Payer], earlier: Earlier) -> Iterable[tuple[Payer, Rate, Sequence[InvoiceLine]]]:
     """What was billed for charges that the contract has no more, such as a period after it was cancelled."""
-    for subscription in payer.subscriptions:
-        theirs = {
-            name: lines for name, lines in earlier.items() if lines[0].subscription_id == subscription.id
-        }
-        latest = max((line.service_start for lines in theirs.values() for line in lines), default=payer.at)
-        until = max(payer.at, latest)
-        there = {Billable.of(one).identity for one in charges(subscription.contract, until=until)}
-        for name, lines in theirs.items():
-            if name not in there:
-                yield partial(taken_back, billable_of(lines[-1], subscription.currency)), lines
+    billed = defaultdict[str | None, list[Sequence[InvoiceLine]]](list)
+    for lines in earlier.values():
+        billed[lines[0].subscription_id].append(lines)
+    for payer in payers:
+        for subscription in payer.subscriptions:
+            theirs = billed[subscription.id]
+            until = max([payer.at, *(lines[-1].service_start for lines in theirs)])
+            begun = charges(subscription.contract, since=subscription.settled_until, until=until)
+            there = {one.identity for one in begun}
+            for lines in theirs:
+                if lines[0].identity not in there:
+                    yield payer, partial(taken_back, billable_of(lines[-1], subscription.currency)), lines
 
 
 def billable_of(line: InvoiceLine, currency: str) -> Billable:
@@ -241,17 +258,31 @@ def _so_far(service: Period, now: datetime) -> Period:
     return Period(start=service.start, end=max(service.start, min(service.end, now)))
 
 
-def next_billing_at(subscription: Subscription, workflow: Workflow, now: datetime) -> datetime | None:
-    """When something new falls due after `now`; a year after its end nothing does any more."""
+def look_ahead(
+    subscription: Subscription, workflow: Workflow, now: datetime, billed: Collection[str]
+) -> None:
+    """Note when it is to be looked at again, and from where on: `billed` charges have had their last line."""
     contract = subscription.contract
     horizon = contract.billing_cadence.after(now, 2)
-    ahead = [collected_at(one.invoice_at, workflow) for one in charges(contract, until=horizon)]
-    if later := [at for at in ahead if at > now]:
-        return min(later)
-    end = subscription.active_to
+    ahead = charges(contract, since=subscription.settled_until, until=horizon)
+    subscription.next_billing_at = _next_billing_at(subscription, ahead, workflow, now)
+    subscription.settled_until = min(
+        (one.period.start for one in ahead if one.period.end > now - LATE or one.identity not in billed),
+        default=now,
+    )
+
+
+def _next_billing_at(
+    subscription: Subscription, ahead: Iterable[Charge], workflow: Workflow, now: datetime
+) -> datetime | None:
+    """When something new falls due after `now`; a year after its end nothing does any more."""
+    later = (at for one in ahead if (at := collected_at(one.invoice_at, workflow)) > now)
+    if following := min(later, default=None):
+        return following
+    cadence, end = parse_interval(subscription.billing_cadence), subscription.active_to
     if end is None:
-        return horizon
-    following = contract.billing_cadence.after(max(now, end))
+        return cadence.after(now, 2)
+    following = cadence.after(max(now, end))
     return following if following < end + FOLLOWED else None
 
 

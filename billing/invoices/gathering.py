@@ -17,7 +17,7 @@ from ulid import ULID
 from billing.contracts.customer import Customer, customers_by_id
 from billing.contracts.pending import PendingLine
 from billing.contracts.subscriptions import Subscription
-from billing.invoices.due import Payer, due_of, payers_of
+from billing.invoices.due import Payer, due_of, earlier_of, payers_of
 from billing.profiles.profile import BillingProfile
 from billing.rating.billable import DueLine
 from billing.rating.metered import Demand, usage_of
@@ -128,7 +128,7 @@ def gathering_invoices(
     payers = [
         payer for payer in payers_of(session, list(customers), {}, at) if _signed(payer) or _waiting(payer)
     ]
-    due = due_of(session, payers, reach="begun", usage_until=usage_until)
+    due = due_of(session, payers, earlier_of(session, payers), reach="begun", usage_until=usage_until)
     payers.sort(key=lambda payer: payer.customer.id)
     return [_invoice(payer, due[payer.customer.id]) for payer in payers]
 

@@ -144,7 +144,10 @@ class InvoiceLine(_Sums, Base):
     """
 
     __tablename__ = "invoice_lines"
-    __table_args__ = (Index("invoice_lines_identity_key", "identity", "sequence", unique=True),)
+    __table_args__ = (
+        Index("invoice_lines_identity_key", "identity", "sequence", unique=True),
+        Index(None, "subscription_id", "service_start"),
+    )
 
     id: Mapped[Id] = mapped_column(primary_key=True)
     invoice_id: Mapped[Id] = mapped_column(ForeignKey("invoices.id"), index=True)
@@ -155,7 +158,7 @@ class InvoiceLine(_Sums, Base):
     name: Mapped[str]
     description: Mapped[str | None]
     metadata_: Mapped[dict[str, str] | None] = mapped_column("metadata")
-    subscription_id: Mapped[Id | None] = mapped_column(index=True)
+    subscription_id: Mapped[Id | None]
     phase_id: Mapped[Id | None]
     item_id: Mapped[Id | None]
     feature_id: Mapped[Id | None]

@@ -4,7 +4,7 @@ The caller holds the customers' locks, so that nobody else bills or changes them
 the same instant finds nothing due.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 
@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session, selectinload
 
 from billing.contracts.customer import Customer, customers_by_id
 from billing.invoices.due import (
+    Earlier,
     Payer,
     Reach,
     billable_of,
@@ -20,18 +21,18 @@ from billing.invoices.due import (
     collected_at,
     due_of,
     earlier_of,
-    next_billing_at,
+    look_ahead,
     payers_of,
     used_by,
 )
-from billing.invoices.invoice import Invoice, InvoiceLine
+from billing.invoices.invoice import Invoice, InvoiceLine, lines_by_identity
 from billing.invoices.invoice_tax import tax_and_sum_up
 from billing.invoices.numbering import draft_numbers, prefix_of
 from billing.invoices.state import EDITABLE
 from billing.profiles.app import SANDBOX_WISH
 from billing.profiles.profile import Party
 from billing.profiles.workflow import Workflow, duration_of
-from billing.rating.billable import DueLine, due_line, taken_back, wire_of
+from billing.rating.billable import Billable, DueLine, due_line, taken_back, wire_of
 from metering.ids import new_id
 
 __all__ = ["collect", "draft_until", "line_of", "number_drafts", "recompute"]
@@ -45,21 +46,23 @@ def collect(
     now: datetime,
     reach: Reach = "due",
     only: Collection[str] | None = None,
+    rated: Collection[Invoice] = (),
 ) -> list[Invoice]:
     """Make a draft, in each currency, of all that is due from a customer by its `at`, or else by `now`.
 
-    `reach` and `only` as for due_of.
+    `reach` and `only` as for due_of. `rated`: drafts that need no second look, as this transaction made them.
     """
-    recompute(session, _changeable(session, customers), now=now)
+    recompute(session, _changeable(session, customers, rated), now=now)
     payers = payers_of(session, customers, at, now)
-    due = due_of(session, payers, reach=reach, only=only)
+    earlier = earlier_of(session, payers)
+    due = due_of(session, payers, earlier, reach=reach, only=only)
     _give_up(session, _drafts(payers, due, now, waived=True), now)
     drafts = _drafts(payers, due, now, waived=False)
     tax_and_sum_up(session, drafts, now=now)
     number_drafts(session, drafts)
     session.add_all(drafts)
-    for payer in payers if only is None else ():  # what was not asked for stays due
-        _look_ahead(payer)
+    if only is None:  # else what was not asked for stays due
+        _look_ahead(payers, _settled(earlier, due))
     session.flush()
     return drafts
 
@@ -89,21 +92,37 @@ def _give_up(session: Session, invoices: Sequence[Invoice], now: datetime) -> No
     session.flush()
 
 
-def _changeable(session: Session, customers: Sequence[Customer]) -> Sequence[Invoice]:
-    """Drafts that follow a contract that has changed since."""
+def _changeable(
+    session: Session, customers: Sequence[Customer], rated: Collection[Invoice]
+) -> Sequence[Invoice]:
+    """Drafts that follow a contract that may have changed since."""
     query = select(Invoice).options(selectinload(Invoice.lines), selectinload(Invoice.app))
-    theirs = Invoice.customer_id.in_([customer.id for customer in customers])
-    return session.scalars(query.where(theirs, Invoice.status.in_(EDITABLE)).order_by(Invoice.id)).all()
+    query = query.where(
+        Invoice.customer_id.in_([customer.id for customer in customers]),
+        Invoice.status.in_(EDITABLE),
+        Invoice.id.not_in([invoice.id for invoice in rated]),
+    )
+    return session.scalars(query.order_by(Invoice.id)).all()
 
 
-def _look_ahead(payer: Payer) -> None:
-    """When the customer is to be billed next."""
-    workflow = payer.profile.workflow
-    for subscription in payer.subscriptions:
-        subscription.next_billing_at = next_billing_at(subscription, workflow, payer.at)
-    for line in payer.pending:
-        if collected_at(line.invoice_at, workflow) <= payer.at:
-            line.next_billing_at = None
+def _settled(earlier: Earlier, due: Mapping[str, Sequence[DueLine]]) -> set[str]:
+    """Charges that have had their last line, by identity."""
+    before = (
+        name for name, lines in earlier.items() if any(one.last and not one.released_at for one in lines)
+    )
+    now = (line.billable.identity for lines in due.values() for line in lines if line.last)
+    return {*before, *now}
+
+
+def _look_ahead(payers: Sequence[Payer], settled: Collection[str]) -> None:
+    """When each customer is to be billed next."""
+    for payer in payers:
+        workflow = payer.profile.workflow
+        for subscription in payer.subscriptions:
+            look_ahead(subscription, workflow, payer.at, settled)
+        for line in payer.pending:
+            if collected_at(line.invoice_at, workflow) <= payer.at:
+                line.next_billing_at = None
 
 
 # -- Drafts --------------------------------------------------------------------------------------------------
@@ -222,10 +241,9 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
         return
     customers = customers_by_id(session, {invoice.customer_id for invoice in invoices})
     payers = {payer.customer.id: payer for payer in payers_of(session, list(customers.values()), {}, now)}
-    earlier = earlier_of(session, list(payers.values()))
     rows = [(invoice, row) for invoice in invoices for row in invoice.lines]
-    latest = max((row.service_start for _, row in rows), default=now)
-    there = {one.identity: one for payer in payers.values() for one in billables_of(payer, max(now, latest))}
+    earlier = lines_by_identity(session, (row.identity for _, row in rows))
+    there = _still_there(payers, rows, now)
     wanted = [
         (payers[invoice.customer_id], there.get(row.identity) or billable_of(row, invoice.currency))
         for invoice, row in rows
@@ -246,3 +264,17 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
         if invoice.quantity_snapshotted_at is not None:
             invoice.quantity_snapshotted_at = now
     tax_and_sum_up(session, invoices, now=now)
+
+
+def _still_there(
+    payers: Mapping[str, Payer], rows: Iterable[tuple[Invoice, InvoiceLine]], now: datetime
+) -> dict[str, Billable]:
+    """What the contracts charge of that which the rows bill, and perhaps more, by identity."""
+    starts: dict[str, list[datetime]] = {}
+    for invoice, row in rows:
+        starts.setdefault(invoice.customer_id, []).append(row.service_start)
+    return {
+        one.identity: one
+        for id_, begun in starts.items()
+        for one in billables_of(payers[id_], max(now, *begun), since=min(begun))
+    }

@@ -4,7 +4,7 @@ What a state is entered for is done before it is left: quantities are snapshotte
 its app is told, its number is given, its payment asked for.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from sqlalchemy.orm import Session
@@ -26,14 +26,18 @@ class ActionNotAvailableError(InvalidError):
     pass
 
 
-def advance(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
-    """As far as nothing holds them back; loaded with locks, their lines and apps."""
+def advance(session: Session, invoices: Sequence[Invoice], *, now: datetime, rated: bool = False) -> None:
+    """As far as nothing holds them back; loaded with locks, their lines and apps.
+
+    `rated`: this transaction has just made them, so that their quantities are those of now.
+    """
+    entering = _ENTERED | {"draft.collecting": _snapshotted} if rated else _ENTERED
     while moving := _moving(invoices, now):
         for status, some in moving.items():
             for invoice in some:
                 invoice.status = status
                 invoice.updated_at = now
-            if entered := _ENTERED.get(status):
+            if entered := entering.get(status):
                 entered(session, some, now)
     for invoice in invoices:
         invoice.next_action_at = _next_action_at(invoice)
@@ -84,8 +88,12 @@ def _next_action_at(invoice: Invoice) -> datetime | None:
 
 
 def _snapshot(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
-    """Who does not wait for the collection has a draft that is ready as much earlier."""
     recompute(session, invoices, now=now)
+    _snapshotted(session, invoices, now)
+
+
+def _snapshotted(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    """Who does not wait for the collection has a draft that is ready as much earlier."""
     for invoice in invoices:
         invoice.quantity_snapshotted_at = now
         if invoice.collection_at is not None and now < invoice.collection_at:
@@ -162,7 +170,7 @@ def _delete(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
         invoice.deleted_at = now
 
 
-_ENTERED: Mapping[Status, Callable[[Session, Sequence[Invoice], datetime], None]] = {
+_ENTERED: dict[Status, Callable[[Session, Sequence[Invoice], datetime], None]] = {
     "draft.updating": _update,
     "draft.collecting": _snapshot,
     "draft.validating": _tax_again,

@@ -23,7 +23,7 @@ from billing.profiles.profile import BillingProfile, profiles_of
 from billing.proof.disposition import Reason
 from billing.proof.replay import replay
 from billing.proof.unbilled import UnbilledQuery, WindowTooLongError, count_unbilled
-from billing.rating.billable import Billable, usage_from
+from billing.rating.billable import usage_from
 from billing.rating.metered import Demand, usage_of
 from billing.rating.timeline import charges
 from catalog.features import Feature, features_by_id
@@ -418,7 +418,7 @@ def _of_contract(one: Subscription, profile: BillingProfile, billed: _Billed) ->
     until = one.next_billing_at or one.active_to or one.active_from
     latest = max([until, *(found.begins for found in billed.values())])
     try:
-        there = {Billable.of(charge).identity: charge for charge in charges(one.contract, until=latest)}
+        there = {charge.identity: charge for charge in charges(one.contract, until=latest)}
     except TollgateError as error:
         yield Finding(code="contract_unreadable", message=error.detail, ids=ids)
         return

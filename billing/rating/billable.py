@@ -55,7 +55,7 @@ class Billable:
     @staticmethod
     def of(charge: Charge) -> "Billable":
         return Billable(
-            identity="/".join(charge.identity),
+            identity=charge.identity,
             currency=charge.currency,
             rate_card=charge.item.rate_card,
             feature_id=charge.item.feature_id,

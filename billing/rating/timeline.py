@@ -64,10 +64,10 @@ class Charge:
     prorate: bool
 
     @property
-    def identity(self) -> tuple[str, ...]:
+    def identity(self) -> str:
         item = self.item
         start = self.period.start.astimezone(UTC).isoformat()
-        return (self.subscription_id, item.phase_key, item.key, f"v{item.version}", start)
+        return f"{self.subscription_id}/{item.phase_key}/{item.key}/v{item.version}/{start}"
 
     @property
     def share(self) -> Fraction:

@@ -195,8 +195,9 @@ def _bill(session: Session, customers: Sequence[Customer], now: datetime) -> Out
     by_id = {customer.id: customer for customer in customers}
     made: list[Invoice] = []
     while at := _next(session, by_id, now):
-        made += collect(session, [by_id[id_] for id_ in at], at=at, now=now)
-    advance(session, made, now=now)  # at the end: who takes a final number holds up all others who issue
+        made += collect(session, [by_id[id_] for id_ in at], at=at, now=now, rated=made)
+    # at the end: who takes a final number holds up all others who issue
+    advance(session, made, now=now, rated=True)
     waiting = _waiting(session, by_id, now)
     issued = {invoice.id for invoice in waiting if invoice.issued_at}
     for invoice in waiting:

@@ -1,0 +1,25 @@
+"""Subscriptions: until when everything is settled, so that a billing looks no further back."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("subscriptions", sa.Column("settled_until", sa.DateTime(timezone=True), nullable=True))
+    op.drop_index("invoice_lines_subscription_id_idx", table_name="invoice_lines")
+    op.create_index(
+        "invoice_lines_subscription_id_service_start_idx",
+        "invoice_lines",
+        ["subscription_id", "service_start"],
+    )
+
+
+def downgrade() -> None:
+    op.drop_index("invoice_lines_subscription_id_service_start_idx", table_name="invoice_lines")
+    op.create_index("invoice_lines_subscription_id_idx", "invoice_lines", ["subscription_id"])
+    op.drop_column("subscriptions", "settled_until")
