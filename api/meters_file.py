@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 from api.http.meters import MeterCreate, create_from
 from api.http.problems import issues_of
 from api.yaml_file import read_yaml
-from catalog import features
+from billing.invoices.meter_changes import update_meter
 from metering import meters
 from metering.errors import ConflictError, InvalidError, Issue, TollgateError
 from metering.meters import Meter, MeterNotFoundError
@@ -100,7 +100,7 @@ def _upsert(session: Session, body: MeterCreate, now: datetime) -> None:
     wanted = body.model_copy(update=_left_out(meter, body))
     there = (meter.name, meter.description, meter.metadata_, meter.group_by)
     if there != (wanted.name, wanted.description, wanted.metadata, wanted.group_by or {}):
-        features.update_meter(
+        update_meter(
             session,
             meter.id,
             name=wanted.name,

@@ -229,7 +229,7 @@ def get_feature(session: Session, id_or_key: str) -> Feature:
 def latest_features(session: Session, keys: Iterable[str], *, lock: bool = False) -> dict[str, Feature]:
     """The newest feature of each key, archived or not, with its meter; living ones win.
 
-    `lock`: none of them is archived before whatever names them is committed.
+    `lock`: none of them is archived, nor its meter changed, before whatever names them is committed.
     """
     query = (
         select(Feature)
@@ -238,7 +238,17 @@ def latest_features(session: Session, keys: Iterable[str], *, lock: bool = False
         .order_by(Feature.archived_at.is_(None), Feature.id)
     )
     query = query.with_for_update(read=True, of=Feature) if lock else query
-    return {feature.key: feature for feature in session.scalars(query)}
+    found = {feature.key: feature for feature in session.scalars(query)}
+    if lock:
+        _hold_meters(session, found.values())
+    return found
+
+
+def _hold_meters(session: Session, found: Iterable[Feature]) -> None:
+    """None of them loses a dimension, either; who has just lost one is seen as it is."""
+    meters_of = select(Meter).where(Meter.id.in_({one.meter_id for one in found if one.meter_id}))
+    fresh = meters_of.order_by(Meter.id).execution_options(populate_existing=True)
+    session.scalars(fresh.with_for_update(read=True)).all()
 
 
 def features_by_id(session: Session, ids: Iterable[str]) -> dict[str, Feature]:
@@ -280,7 +290,10 @@ def update_meter(
         for dimension in sorted(feature.dimensions):
             if group_by.get(dimension) != meter.group_by[dimension]:
                 message = f"the feature {feature.key!r} uses {dimension!r}"
-                raise MeterInUseError(message, Issue(code="meter_in_use", message=message, field="$.groupBy"))
+                hint = "Keep the dimension: an archived feature may still be billed by it."
+                raise MeterInUseError(
+                    message, Issue(code="meter_in_use", message=message, field="$.groupBy", hint=hint)
+                )
     return meters.update_meter(
         session, meter, name=name, description=description, metadata=metadata, group_by=group_by, now=now
     )

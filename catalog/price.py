@@ -28,6 +28,7 @@ __all__ = [
     "UnitPrice",
     "UsagePrice",
     "amounts_of",
+    "dimensions_of",
     "in_range",
 ]
 
@@ -227,3 +228,11 @@ class MatrixPrice(_Amounts):
 
 UsagePrice = UnitPrice | TieredPrice | PackagePrice | DynamicPrice | PercentagePrice | MatrixPrice
 Price = FlatPrice | UsagePrice
+
+
+def dimensions_of(price: Price | None) -> tuple[str, ...]:
+    """The dimensions of the feature's meter that it tells usage apart by."""
+    match price:
+        case MatrixPrice(dimensions=names) | TieredPrice(group_by=names):
+            return names
+    return ()

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from api.http.auth import admin, reader
 from api.http.body import RESOURCE, Body, ExactRoute, Instant, Key, Metadata, PageNumber, PageSize
 from api.http.session import Now, Transaction
+from billing.invoices.meter_changes import update_meter
 from catalog import features
 from metering import meters
 from metering.errors import InvalidError, Issue
@@ -136,7 +137,7 @@ def get(session: Transaction, meterIdOrSlug: str) -> MeterBody:  # noqa: N803  t
 @router.put("/{meterIdOrSlug}", operation_id="updateMeter", dependencies=[admin])
 def update(session: Transaction, now: Now, meterIdOrSlug: str, body: MeterUpdate) -> MeterBody:  # noqa: N803
     """Replace name, description, metadata and dimensions; new dimensions hold for past events too."""
-    meter = features.update_meter(
+    meter = update_meter(
         session,
         meterIdOrSlug,
         name=body.name,
