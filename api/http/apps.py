@@ -1,9 +1,10 @@
 """Apps: /api/v1/apps, and /api/v1/marketplace where they are installed from."""
 
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import Field, StringConstraints
 
 from api.http.auth import admin, reader
@@ -232,11 +233,22 @@ def install_with_key(
     raise _not_so(type, "an API key")
 
 
+@dataclass(frozen=True, slots=True)
+class OAuth2Answer:
+    """What the other side of OAuth 2 says when it sends somebody back."""
+
+    state: str | None = None
+    code: str | None = None
+    error: str | None = None
+    error_description: str | None = None
+    error_uri: str | None = None
+
+
 @router.get("/marketplace/listings/{type}/install/oauth2", operation_id="startOAuth2", dependencies=[admin])
 @router.get(
     "/marketplace/listings/{type}/install/oauth2/authorize",
     operation_id="authorizeOAuth2",
-    dependencies=[admin],
+    dependencies=[admin, Depends(OAuth2Answer)],
 )
 def install_with_oauth2(type: str) -> None:  # noqa: A002  the wire's name
     """As with an API key: no app here asks for it."""
