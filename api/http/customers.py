@@ -12,7 +12,7 @@ from api.http.body import RESOURCE, Body, ExactRoute, Metadata, Page, PageNumber
 from api.http.session import Now, Transaction
 from api.http.subscriptions import SubscriptionBody, subscription_body
 from billing.contracts import customer_changes
-from billing.contracts.customer import Address, Customer, get_customer, list_customers
+from billing.contracts.customer import Address, Customer, CustomerOrder, get_customer, list_customers
 from billing.contracts.customer_changes import CustomerDetails
 from billing.contracts.subscriptions import Subscription, SubscriptionStatus, subscriptions_of
 
@@ -123,6 +123,8 @@ def list_all(
     subject: str | None = None,
     include_deleted: Annotated[bool, Query(alias="includeDeleted")] = False,
     expand: Expand = None,
+    order: Literal["ASC", "DESC"] = "ASC",
+    order_by: Annotated[CustomerOrder, Query(alias="orderBy")] = "id",
     page: PageNumber = 1,
     page_size: PageSize = 100,
 ) -> CustomerPage:
@@ -134,6 +136,8 @@ def list_all(
         primary_email=primary_email,
         subject=subject,
         include_deleted=include_deleted,
+        order_by=order_by,
+        descending=order == "DESC",
         **page_of(page, page_size),
     )
     items = customer_bodies(session, list(found), now, expand=bool(expand))
@@ -182,10 +186,17 @@ def list_subscriptions(
     now: Now,
     customerIdOrKey: str,  # noqa: N803  the wire's name
     status: Annotated[list[SubscriptionStatus] | None, Query()] = None,
+    order: Literal["ASC", "DESC"] = "ASC",
+    order_by: Annotated[Literal["activeFrom", "activeTo"], Query(alias="orderBy")] = "activeFrom",
     page: PageNumber = 1,
     page_size: PageSize = 100,
 ) -> SubscriptionPage:
+    """In the order in which they begin, or end: what has no end does so last."""
     customer = get_customer(session, customerIdOrKey, by_subject=True)
     found = [s for s in subscriptions_of(session, [customer.id]) if not status or s.status(now) in status]
+    if order_by == "activeTo":
+        found.sort(key=lambda one: (one.active_to is None, one.active_to or one.active_from))
+    if order == "DESC":
+        found.reverse()
     items = [subscription_body(one, now) for one in found[(page - 1) * page_size : page * page_size]]
     return SubscriptionPage(total_count=len(found), page=page, page_size=page_size, items=items)

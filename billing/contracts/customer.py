@@ -4,12 +4,12 @@ Usage of a customer is that of its subject keys and of its own key. Both live in
 as primary key, so that no key can ever pay into two bills.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 from sqlalchemy import ForeignKey, func, select, true
-from sqlalchemy.orm import Mapped, Session, mapped_column, relationship, selectinload
+from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column, relationship, selectinload
 
 from metering.database import Base, Id, Instant, ValueType
 from metering.errors import ConflictError, Issue, NotFoundError
@@ -20,6 +20,7 @@ __all__ = [
     "Customer",
     "CustomerDeletedError",
     "CustomerNotFoundError",
+    "CustomerOrder",
     "SubjectOwner",
     "customers_by_id",
     "get_customer",
@@ -122,6 +123,9 @@ def owners_of(session: Session, subjects: Iterable[str]) -> dict[str, str]:
     return {owned.subject_key: owned.customer_id for owned in session.scalars(query)}
 
 
+CustomerOrder = Literal["id", "name", "createdAt"]
+
+
 def list_customers(
     session: Session,
     *,
@@ -130,10 +134,15 @@ def list_customers(
     primary_email: str | None = None,
     subject: str | None = None,
     include_deleted: bool = False,
+    order_by: CustomerOrder = "id",
+    descending: bool = False,
     offset: int = 0,
     limit: int = 100,
 ) -> tuple[Sequence[Customer], int]:
-    """One page by id, and how many there are; each text filter is "contains", in any case."""
+    """One page, by id unless ordered otherwise, and how many there are.
+
+    Each text filter is "contains", in any case.
+    """
     subjects = select(SubjectOwner.customer_id).where(
         SubjectOwner.subject_key.icontains(subject or "", autoescape=True)
     )
@@ -145,5 +154,13 @@ def list_customers(
         true() if include_deleted else Customer.deleted_at.is_(None),
     ]
     count = session.scalar(select(func.count()).select_from(Customer).where(*conditions)) or 0
+    order = [column.desc() if descending else column for column in (_ORDERS[order_by], Customer.id)]
     page = select(Customer).options(selectinload(Customer.subjects)).where(*conditions)
-    return session.scalars(page.order_by(Customer.id).offset(offset).limit(limit)).all(), count
+    return session.scalars(page.order_by(*order).offset(offset).limit(limit)).all(), count
+
+
+_ORDERS: Mapping[CustomerOrder, InstrumentedAttribute[Any]] = {
+    "id": Customer.id,
+    "name": Customer.name,
+    "createdAt": Customer.created_at,
+}
