@@ -5,7 +5,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 from billing.apps.app_changes import AppDetails, AppInUseError, install_app, uninstall_app, update_app
-from billing.contracts.customer import Customer
+from billing.contracts.customer import Address, Customer
 from billing.contracts.customer_changes import delete_customer
 from billing.invoices.actions import VoidAction, act, delete_invoice, void_invoice
 from billing.invoices.invoice import Invoice
@@ -18,7 +18,7 @@ from billing.profiles.customer_apps import (
     save_customer_apps,
 )
 from billing.profiles.customer_overrides import pin_profile, unpin_profile
-from billing.profiles.profile import Party
+from billing.profiles.profile import Party, get_profile, list_profiles
 from billing.profiles.profile_changes import ProfileApps, ProfileDetails, create_profile, delete_profile
 from billing.profiles.workflow import InvoicingSettings, Workflow
 from metering.errors import ConflictError, InvalidError
@@ -136,6 +136,21 @@ def test_there_is_one_sandbox_at_most(session: Session) -> None:
         install_app(session, "sandbox", now=START)
     assert [issue.code for issue in error.value.issues] == ["app_already_installed"]
     assert list_apps(session)[1] == 1
+
+
+def test_an_app_gets_a_profile_of_its_own_where_one_is_asked_for(session: Session) -> None:
+    """Like the default one, which it does not become: nobody is invoiced otherwise than before."""
+    usual = get_profile(session, None)
+    usual.supplier = Party(name="ACME", addresses=(Address(country="DE"),))
+    usual.workflow = Workflow(invoicing=InvoicingSettings(draft_period="P3D"))
+    install_app(session, "custom_invoicing", now=START)
+    app = install_app(session, "custom_invoicing", name="Ours", with_profile=True, now=START)
+    (profile,) = [one for one in list_profiles(session)[0] if one.app_id != usual.app_id]
+    assert (profile.name, profile.app_id, profile.is_default) == ("Ours", app.id, False)
+    assert (profile.supplier, profile.workflow) == (usual.supplier, usual.workflow)
+    assert get_profile(session, None) is usual
+    with pytest.raises(AppInUseError):
+        uninstall_app(session, app.id, now=START)
 
 
 def test_two_who_install_the_sandbox_at_once_install_one(engine: Engine) -> None:

@@ -352,6 +352,15 @@ def test_apps_are_installed_changed_and_uninstalled(sdk: Any) -> None:
     assert refused(sdk.apps.uninstall, app.id) == [("app_uninstalled", "$")]
 
 
+def test_an_app_is_installed_with_a_profile_where_one_is_asked_for(sdk: Any) -> None:
+    request = models.MarketplaceInstallRequestPayload(name="With a profile", create_billing_profile=True)
+    installed = sdk.marketplace.install("custom_invoicing", request)
+    assert installed.default_for_capability_types == []
+    found = sdk.billing_profiles.list(page_size=1000).items_property
+    (profile,) = [one for one in found if one.name == "With a profile"]
+    assert (profile.default, profile.apps["invoicing"]["id"]) == (False, as_app(installed.app).id)
+
+
 def test_an_app_that_is_relied_on_stays_and_there_is_one_sandbox(sdk: Any) -> None:
     assert refused(sdk.apps.uninstall, SANDBOX, status=409) == [("app_in_use", "$")]
     with pytest.raises(ResourceExistsError):

@@ -194,10 +194,13 @@ def get_one(type: str) -> MarketplaceListing:  # noqa: A002  the wire's name
 
 
 class MarketplaceInstallRequest(Body):
-    """`createBillingProfile` changes nothing, as in OpenMeter: a profile says who invoices."""
+    """`createBillingProfile`: with a profile like the default one, which it does not become.
+
+    Where nothing is said of it there is none, as in OpenMeter, so that the app can be uninstalled at once.
+    """
 
     name: Name | None = None
-    create_billing_profile: bool = True
+    create_billing_profile: bool = False
 
 
 class MarketplaceApiKeyInstallRequest(MarketplaceInstallRequest):
@@ -205,6 +208,8 @@ class MarketplaceApiKeyInstallRequest(MarketplaceInstallRequest):
 
 
 class MarketplaceInstallResponse(Body):
+    """`defaultForCapabilityTypes`: what the app does from now on for whoever is not pinned: nothing yet."""
+
     app: AppBody
     default_for_capability_types: list[CapabilityType] = Field(default_factory=list)
 
@@ -217,9 +222,9 @@ def install(
     body: MarketplaceInstallRequest,
 ) -> MarketplaceInstallResponse:
     """There is one sandbox at most."""
-    return MarketplaceInstallResponse(
-        app=app_body(app_changes.install_app(session, type, name=body.name, now=now))
-    )
+    wanted = body.create_billing_profile
+    app = app_changes.install_app(session, type, name=body.name, with_profile=wanted, now=now)
+    return MarketplaceInstallResponse(app=app_body(app))
 
 
 @router.post(

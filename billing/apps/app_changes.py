@@ -10,7 +10,8 @@ from sqlalchemy.orm import Session
 from billing.invoices.invoice import Invoice
 from billing.invoices.state import Status
 from billing.profiles.app import App, AppType, get_app, get_listing
-from billing.profiles.profile import BillingProfile
+from billing.profiles.profile import BillingProfile, get_profile
+from billing.profiles.profile_changes import ProfileApps, ProfileDetails, create_profile
 from metering.database import translating
 from metering.errors import ConflictError, InvalidError, Issue
 from metering.ids import new_id
@@ -44,8 +45,13 @@ _TAKEN = {
 }
 
 
-def install_app(session: Session, app_type: str, *, name: str | None = None, now: datetime) -> App:
-    """Raises ConflictError for a second sandbox."""
+def install_app(
+    session: Session, app_type: str, *, name: str | None = None, with_profile: bool = False, now: datetime
+) -> App:
+    """With a billing profile like the default one, where that is asked for.
+
+    Raises ConflictError for a second sandbox.
+    """
     listing = get_listing(app_type)
     app = App(
         id=new_id(now),
@@ -60,6 +66,11 @@ def install_app(session: Session, app_type: str, *, name: str | None = None, now
     session.add(app)
     with translating(_TAKEN):
         session.flush()
+    if with_profile:
+        usual = get_profile(session, None)
+        like_it = ProfileDetails(name=app.name, supplier=usual.supplier, workflow=usual.workflow)
+        apps = ProfileApps(tax=app.id, invoicing=app.id, payment=app.id)
+        create_profile(session, like_it, apps=apps, now=now)
     return app
 
 
