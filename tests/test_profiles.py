@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 from billing.apps.app_changes import install_app
 from billing.contracts.customer import Address, Customer, get_customer
 from billing.contracts.customer_changes import CustomerDetails, create_customer, delete_customer
+from billing.contracts.pending import WantedLine, add_pending_lines
 from billing.contracts.subscriptions import get_subscription
 from billing.profiles.app import get_app
 from billing.profiles.customer_overrides import (
@@ -50,8 +52,11 @@ from billing.profiles.workflow import (
     Workflow,
 )
 from billing.runs.run import due_at, run_portion
+from catalog.price import FlatPrice
+from catalog.rate_card import UsageBasedRateCard
 from catalog.tax import StripeTaxConfig, TaxConfig
 from metering.errors import ConflictError, InvalidError, TollgateError
+from metering.period import Period
 from tests.billing_clock import bill_until, invoices_of, ledger
 from tests.builders import START, a_customer, a_plan, at, at_once, counted_statements, fee, phase, sign_up
 
@@ -454,6 +459,25 @@ def test_anchored_lines_are_collected_on_the_anchor(session: Session) -> None:
         "2026-01-15 paid 20.00: seat 01-01..02-01 20.00",
         "2026-02-15 paid 20.00: seat 02-01..03-01 20.00",
     ]
+
+
+def test_what_was_added_by_hand_waits_for_the_anchor_too(session: Session) -> None:
+    customer = a_customer(session)
+    update_profile(session, DEFAULT, details(workflow=anchored(), default=True), now=START)
+    card = UsageBasedRateCard(
+        type="usage_based",
+        key="setup",
+        name="setup",
+        billing_cadence="P1M",
+        price=FlatPrice(type="flat", amount=Decimal(7)),
+    )
+    once = Period(start=START, end=at("2026-01-02"))
+    line = WantedLine(rate_card=card, period=once, invoice_at=at("2026-01-03"))
+    add_pending_lines(session, customer, currency="USD", lines=[line], now=START)
+    run_portion(session, now=at("2026-01-03"))
+    assert due_at(session) == at("2026-01-15")
+    bill_until(session, at("2026-01-15"))
+    assert ledger(session) == ["2026-01-15 paid 7.00: setup 01-01..01-02 7.00"]
 
 
 def test_what_waits_for_an_anchor_that_is_no_more_is_due_at_once(session: Session) -> None:

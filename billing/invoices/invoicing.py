@@ -121,8 +121,9 @@ def _look_ahead(payers: Sequence[Payer], settled: Collection[str]) -> None:
         for subscription in payer.subscriptions:
             look_ahead(subscription, workflow, payer.at, settled)
         for line in payer.pending:
-            if collected_at(line.invoice_at, workflow) <= payer.at:
-                line.next_billing_at = None
+            if line.next_billing_at is not None:
+                collected = collected_at(line.invoice_at, workflow)
+                line.next_billing_at = None if collected <= payer.at else collected
 
 
 # -- Drafts --------------------------------------------------------------------------------------------------
