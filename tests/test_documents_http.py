@@ -1,13 +1,15 @@
 """Documents over HTTP: by Accept, by a template of one's own, and the usage behind a line as CSV."""
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
 
 import httpx
 import pytest
 from pypdf import PdfReader
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from sqlalchemy.orm import Session
 
 from billing.invoices.invoice import Invoice
@@ -91,6 +93,25 @@ def test_a_broken_template_is_a_problem_that_names_its_line_and_pdf_needs_none(
     found = assert_problem(answer, 503, "invoice_template_broken")
     assert found["detail"].startswith("the invoice template mine.html can't be used: line 2: ")
     assert document(client, invoice.id, "application/pdf").is_success
+
+
+def test_nothing_of_the_database_is_held_while_a_document_is_written(
+    client: httpx.Client, invoice: Invoice, mine: Path, shared_engine: Engine
+) -> None:
+    """The template is a pipe, so that the server waits for it for as long as we look."""
+    held = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND state LIKE 'idle in transaction%'"
+    )
+    mine.unlink(missing_ok=True)
+    os.mkfifo(mine)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(document, client, invoice.id)
+        with mine.open("w") as template, shared_engine.connect() as connection:
+            assert connection.scalar(held) == 0
+            template.write("{{ document.number }}")
+        assert answer.result().text == invoice.number
+    mine.unlink()
 
 
 def test_an_invoice_or_line_that_is_not_there_is_a_404(client: httpx.Client, invoice: Invoice) -> None:

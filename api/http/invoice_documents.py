@@ -10,7 +10,7 @@ from api.documents.html import render_html
 from api.documents.pdf import render_pdf
 from api.http.auth import reader
 from api.http.body import ExactRoute
-from api.http.session import Snapshot
+from api.http.session import snapshot
 from api.http.usage_csv import MEDIA_TYPE, preferred, usage_csv
 from billing.invoices.invoice import get_invoice
 from billing.invoices.payments import account_of
@@ -55,12 +55,12 @@ Accept = Annotated[str, Header(include_in_schema=False)]
 )
 def document(
     request: Request,
-    session: Snapshot,
     invoiceId: str,  # noqa: N803  the wire's name
     accept: Accept = "",
 ) -> Response:
     """The invoice or credit note to read, print and send; a draft says that it is one."""
-    found = document_of(account_of(session, get_invoice(session, invoiceId)))
+    with snapshot(request) as session:
+        found = document_of(account_of(session, get_invoice(session, invoiceId)))
     if preferred(accept, HTML, PDF) == PDF:
         return _response(render_pdf(found), PDF, f"{_name_of(found.number)}.pdf")
     html = render_html(found, request.app.state.invoice_template)
@@ -75,14 +75,15 @@ def document(
     dependencies=[reader],
 )
 def usage(
-    session: Snapshot,
+    request: Request,
     invoiceId: str,  # noqa: N803  the wire's name
     lineId: str,  # noqa: N803
 ) -> Response:
     """The usage that a line was rated by, for each day and each value of what its price tells apart."""
-    invoice = get_invoice(session, invoiceId)
-    line = line_of(invoice, lineId)
-    dimensions, rows = usage_behind(session, invoice, line)
+    with snapshot(request) as session:
+        invoice = get_invoice(session, invoiceId)
+        line = line_of(invoice, lineId)
+        dimensions, rows = usage_behind(session, invoice, line)
     name = f"{_name_of(invoice.number)}-{line.position + 1}.csv"
     return _response(usage_csv(rows, dimensions), MEDIA_TYPE, name)
 

@@ -1,13 +1,14 @@
 """One request, one transaction: opened here, committed here, and only then is the answer sent."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy.orm import Session
 
-__all__ = ["Now", "Snapshot", "Transaction"]
+__all__ = ["Now", "Snapshot", "Transaction", "snapshot"]
 
 
 def _transaction(request: Request) -> Iterator[Session]:
@@ -33,3 +34,6 @@ async def _now(request: Request) -> datetime:
 Transaction = Annotated[Session, Depends(_transaction, scope="function")]
 Snapshot = Annotated[Session, Depends(_snapshot, scope="function")]
 Now = Annotated[datetime, Depends(_now)]
+
+snapshot = contextmanager(_snapshot)
+"""For a handler that has long to do with what it has read: nothing of the database is held meanwhile."""
