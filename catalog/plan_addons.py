@@ -13,7 +13,7 @@ from sqlalchemy.orm import Mapped, Session, contains_eager, mapped_column, relat
 
 from catalog.addons import Addon, AddonNotFoundError
 from catalog.plan_addon import AddonTerms, Offer, PlanTerms, check_offer, refusals
-from catalog.versions import VersionFilter, VersionOrder, matching
+from catalog.versions import VersionFilter, VersionOrder, get_version, matching
 from metering.database import Base, Id, Instant, translating
 from metering.errors import ConflictError, InvalidError, Issue, NotFoundError
 from metering.ids import new_id
@@ -22,6 +22,7 @@ __all__ = [
     "PlanAddon",
     "PlanAddonExistsError",
     "PlanAddonNotFoundError",
+    "carry_over",
     "create_plan_addon",
     "delete_plan_addon",
     "get_plan_addon",
@@ -107,6 +108,29 @@ def _addon(session: Session, addon_id: str) -> Addon:
     if addon is None:
         raise AddonNotFoundError(f"no add-on {addon_id!r}")
     return addon
+
+
+def carry_over(session: Session, *, from_plan_id: str, to_plan_id: str, now: datetime) -> None:
+    """A draft offers what another version does, of each add-on the version that is sold now.
+
+    What is not sold any more is carried over as it is: it bars publication, and so somebody decides on it.
+    """
+    before = session.scalars(_offered([from_plan_id]).order_by(Addon.version, PlanAddon.id)).all()
+    newest = {offered.addon.key: offered for offered in before}
+    for key, offered in newest.items():
+        sold = get_version(session, Addon, key)
+        carried = PlanAddon(
+            id=new_id(now),
+            plan_id=to_plan_id,
+            addon=sold or offered.addon,
+            metadata_=offered.metadata_,
+            from_plan_phase=offered.from_plan_phase,
+            max_quantity=offered.max_quantity,
+            created_at=now,
+            updated_at=now,
+        )
+        session.add(carried)
+    session.flush()
 
 
 def update_plan_addon(

@@ -9,7 +9,7 @@ from catalog.features import Feature, latest_features
 from catalog.issues import barring
 from catalog.plan import check_plan
 from catalog.plan_addon import PlanTerms, incompatible_addons
-from catalog.plan_addons import offers_of
+from catalog.plan_addons import carry_over, offers_of
 from catalog.rate_card import Phase
 from catalog.rate_card_rules import check_key
 from catalog.versions import (
@@ -172,13 +172,13 @@ def delete_plan(session: Session, plan: Plan, *, now: datetime) -> None:
 
 
 def next_plan(session: Session, plan: Plan, *, now: datetime) -> Plan:
-    """A draft that is like `plan`, which must be its key's latest version."""
+    """A draft that is like `plan`, which must be its key's latest version, and offers the same add-ons."""
     latest = get_plan(session, plan.key, include_latest=True)
     if latest.id != plan.id and latest.status(now) != "draft":
         message = f"the latest version of {plan.key!r} is {latest.version}, not {plan.version}"
         hint = f"Ask with the key: POST /api/v1/plans/{plan.key}/next."
         raise PlanNotLatestError(message, Issue(code="plan_not_latest", message=message, hint=hint))
-    return create_plan(
+    following = create_plan(
         session,
         key=plan.key,
         name=plan.name,
@@ -190,6 +190,8 @@ def next_plan(session: Session, plan: Plan, *, now: datetime) -> Plan:
         phases=plan.phases,
         now=now,
     )
+    carry_over(session, from_plan_id=plan.id, to_plan_id=following.id, now=now)
+    return following
 
 
 NEXT = "Draft the plan's next version: POST /api/v1/plans/{planIdOrKey}/next."

@@ -18,7 +18,15 @@ from catalog.plan_addons import (
     plan_addon_issues,
     update_plan_addon,
 )
-from catalog.plans import Plan, addon_issues_of_plans, get_plan, plan_terms, publish_plan, update_plan
+from catalog.plans import (
+    Plan,
+    addon_issues_of_plans,
+    get_plan,
+    next_plan,
+    plan_terms,
+    publish_plan,
+    update_plan,
+)
 from catalog.rate_card import Phase
 from catalog.versions import VersionFilter, VersionOrder
 from metering.errors import InvalidError
@@ -361,3 +369,46 @@ def test_a_plan_is_not_published_while_an_addon_of_it_is_being_archived(
     assert [issue.code for issue in error.issues] == ["plan_has_incompatible_addon"]
     with Session(engine) as session:
         assert get_plan(session, draft.id).status(now) == "draft"
+
+
+# -- The next version ----------------------------------------------------------------------------------------
+
+
+def offers(session: Session, plan: Plan) -> list[tuple[str, int, str, int | None]]:
+    found, _ = list_plan_addons(session, plan.id, ANYTHING, now=START)
+    return [(one.addon.key, one.addon.version, one.from_plan_phase, one.max_quantity) for one in found]
+
+
+def test_a_plans_next_version_offers_the_same_add_ons(session: Session) -> None:
+    plan = a_plan(session, phase(fee(), key="trial", duration="P1M"), phase(fee()))
+    offer(session, plan, an_addon(session, fee("3"), instance_type="multiple"), max_quantity=5)
+    offer(session, plan, an_addon(session, fee("4"), key="desks"), from_plan_phase="trial")
+    gone = offer(session, plan, an_addon(session, fee("5"), key="rooms"))
+    delete_plan_addon(session, gone, now=START)
+    following = next_plan(session, plan, now=START)
+    assert offers(session, following) == [("desks", 1, "trial", None), ("seats", 1, "main", 5)]
+    assert get_plan_addon(session, following.id, "seats").metadata_ == {"shelf": "top"}
+    assert publish_plan(session, following, now=START).status(START) == "active"
+    assert offers(session, plan) == offers(session, following)
+
+
+def test_of_each_the_version_that_is_sold_by_then(session: Session) -> None:
+    plan = a_plan(session)
+    offer(session, plan, an_addon(session))
+    an_addon(session, fee("12"))
+    following = next_plan(session, plan, now=START)
+    assert offers(session, following) == [("seats", 2, "main", None)]
+    assert offers(session, plan) == [("seats", 1, "main", None)]
+
+
+def test_one_that_is_not_sold_any_more_bars_publication_until_somebody_decides(session: Session) -> None:
+    plan = a_plan(session)
+    addon = an_addon(session)
+    offer(session, plan, addon)
+    archive_addon(session, addon, now=START)
+    following = next_plan(session, plan, now=START)
+    assert offers(session, following) == [("seats", 1, "main", None)]
+    with pytest.raises(InvalidError, match="seats"):
+        publish_plan(session, following, now=START)
+    delete_plan_addon(session, get_plan_addon(session, following.id, "seats"), now=START)
+    publish_plan(session, following, now=START)
