@@ -99,9 +99,7 @@ class CustomInvoicingAppReplaceUpdate(_AppReplaceUpdate):
         )
 
 
-AppReplaceUpdate = Annotated[
-    SandboxAppReplaceUpdate | CustomInvoicingAppReplaceUpdate, Field(discriminator="type")
-]
+AppReplaceUpdate = SandboxAppReplaceUpdate | CustomInvoicingAppReplaceUpdate
 
 
 class AppPage(Page):

@@ -50,7 +50,7 @@ class CustomInvoicingAppData(_AppData):
         return CustomerAppDetails(type=self.type, app_id=self.id, data=self.metadata or {})
 
 
-AppData = Annotated[SandboxAppData | CustomInvoicingAppData, Field(discriminator="type")]
+AppData = SandboxAppData | CustomInvoicingAppData
 
 
 class SandboxCustomerAppData(SandboxAppData):

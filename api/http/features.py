@@ -54,7 +54,7 @@ class LlmUnitCostBody(Body):
         return LlmUnitCost(**self.model_dump(exclude={"pricing"}))
 
 
-UnitCostBody = Annotated[ManualUnitCostBody | LlmUnitCostBody, Field(discriminator="type")]
+UnitCostBody = ManualUnitCostBody | LlmUnitCostBody
 
 
 class _FeatureFields(Body):

@@ -4,7 +4,8 @@ Usage of a customer is that of its subject keys and of its own key. Both live in
 as primary key, so that no key can ever pay into two bills.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,17 +17,22 @@ from metering.errors import ConflictError, Issue, NotFoundError
 from metering.wire import WIRE
 
 __all__ = [
+    "COUNTRY",
     "Address",
     "Customer",
     "CustomerDeletedError",
     "CustomerNotFoundError",
     "CustomerOrder",
     "SubjectOwner",
+    "address_issues",
     "customers_by_id",
     "get_customer",
     "list_customers",
     "owners_of",
 ]
+
+
+COUNTRY = re.compile(r"[A-Z]{2}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +46,13 @@ class Address:
     line1: str | None = None
     line2: str | None = None
     phone_number: str | None = None
+
+
+def address_issues(address: Address, field: str) -> Iterator[Issue]:
+    """What taxes could not be found by."""
+    if address.country is not None and not COUNTRY.fullmatch(address.country):
+        message, hint = f"{address.country!r} is no country", "Write DE, US or the like: ISO 3166."
+        yield Issue(code="invalid_country", message=message, field=f"{field}.country", hint=hint)
 
 
 class Customer(Base):

@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from billing.contracts.customer import Address, Customer, SubjectOwner
+from billing.contracts.customer import Address, Customer, SubjectOwner, address_issues
 from billing.contracts.subscriptions import has_subscription
 from catalog.money import is_currency
 from metering.database import translating
@@ -95,6 +95,8 @@ def _check(details: CustomerDetails) -> None:
         )
     if details.key is not None and is_ulid(details.key):
         issues.append(Issue(code="invalid_key", message="a key can't look like an id", field="$.key"))
+    if details.billing_address is not None:
+        issues += address_issues(details.billing_address, "$.billingAddress")
     for i, subject in enumerate(details.subject_keys):
         if subject in details.subject_keys[:i]:
             message = f"{subject!r} is given twice"

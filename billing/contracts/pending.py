@@ -12,6 +12,7 @@ from billing.contracts.customer import Customer
 from billing.rating.billable import Billable
 from catalog.discount_rules import check_discounts, check_unit_config
 from catalog.features import Feature, features_by_id, latest_features
+from catalog.money import is_currency
 from catalog.price import FlatPrice
 from catalog.price_rules import check_price
 from catalog.rate_card import RateCard, UsageBasedRateCard
@@ -79,6 +80,11 @@ def add_pending_lines(
 ) -> list[PendingLine]:
     """All or none; the customer must have been loaded with a lock."""
     customer.require_living()
+    if not is_currency(currency):
+        message, hint = f"{currency!r} is no currency", "Such as USD."
+        raise InvalidError(
+            message, Issue(code="currency_invalid", message=message, field="$.currency", hint=hint)
+        )
     if customer.currency not in (None, currency):
         message = f"the customer pays in {customer.currency}, not in {currency}"
         raise InvalidError(

@@ -3,7 +3,7 @@
 Each locks the customer first, as the billing run does, so that nobody bills them meanwhile.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -69,7 +69,8 @@ def invoice_now(
     (payer,) = payers_of(session, [customer], {customer.id: at}, now)
     split = payer.profile.workflow.invoicing.progressive_billing if progressive is None else progressive
     named = {one.line_id: one.identity for one in billables_of(payer, at)}
-    only = {named[id_] for id_ in line_ids if id_ in named} if line_ids else None
+    _require_all_known(line_ids, named)
+    only = {named[id_] for id_ in line_ids} if line_ids else None
     reach: Reach = "used" if split else "due"
     drafts = collect(session, [customer], at={customer.id: at}, now=now, reach=reach, only=only)
     if not drafts:
@@ -77,6 +78,21 @@ def invoice_now(
         raise InvalidError(message, Issue(code="invoice_create_no_lines", message=message, field="$"))
     advance(session, drafts, now=now, rated=True)
     return drafts
+
+
+def _require_all_known(line_ids: Collection[str], known: Container[str]) -> None:
+    issues = [
+        Issue(
+            code="invoice_lines_not_billable",
+            message=f"the gathering invoice has no line {line_id!r}",
+            field=f"$.filters.lineIds[{i}]",
+            hint="Read it again: its lines are those that can be invoiced.",
+        )
+        for i, line_id in enumerate(line_ids)
+        if line_id not in known
+    ]
+    if issues:
+        raise InvalidError(issues[0].message, *issues)
 
 
 def advance_invoice(session: Session, invoice_id: str, *, now: datetime) -> Invoice:
@@ -131,6 +147,7 @@ def void_invoice(
     Raises InvalidError when something was paid of it or given back: that would be about nothing any more.
     """
     invoice = locked_invoice(session, invoice_id)
+    _require_lines(invoice, overrides or {})
     _require_unpaid(session, invoice)
     _require_uncredited(session, invoice)
     fire(session, invoice, "void", now=now)
@@ -142,6 +159,22 @@ def void_invoice(
             _bill_again(session, line, wanted.next_invoice_at or now)
     session.flush()
     return invoice
+
+
+def _require_lines(invoice: Invoice, overrides: Iterable[str]) -> None:
+    """What was said of a line that is not there was meant for another one."""
+    there = {line.id for line in invoice.lines}
+    issues = [
+        Issue(
+            code="invoice_line_not_found",
+            message=f"the invoice has no line {line_id!r}",
+            field=f"$.overrides[{i}].lineId",
+        )
+        for i, line_id in enumerate(overrides)
+        if line_id not in there
+    ]
+    if issues:
+        raise InvalidError(issues[0].message, *issues)
 
 
 def _require_unpaid(session: Session, invoice: Invoice) -> None:

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from billing.contracts.customer import get_customer
+from billing.contracts.customer import address_issues, get_customer
 from billing.contracts.pending import (
     PendingLine,
     WantedLine,
@@ -32,7 +32,6 @@ from billing.profiles.workflow import Workflow
 from billing.rating.billable import due_line
 from billing.rating.pricing import NOTHING
 from billing.rating.rater import add_totals
-from billing.taxes.tax_rates import COUNTRY
 from catalog.discount import Discounts
 from catalog.price import FlatPrice
 from catalog.rate_card import RateCard, UsageBasedRateCard
@@ -120,10 +119,7 @@ def _issues(wanted: InvoiceUpdate) -> Iterable[Issue]:
             code="too_many_addresses", message="a customer has one address", field="$.customer.addresses"
         )
     for i, address in enumerate(addresses):
-        if address.country is not None and not COUNTRY.fullmatch(address.country):
-            message, hint = f"{address.country!r} is no country", "Write DE, US or the like: ISO 3166."
-            field = f"$.customer.addresses[{i}].country"
-            yield Issue(code="invalid_country", message=message, field=field, hint=hint)
+        yield from address_issues(address, f"$.customer.addresses[{i}]")
 
 
 def _line_issues(

@@ -1,11 +1,11 @@
 """What a billing profile may say, and how it is kept: pure. Each rule names the place that breaks it."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC
 from types import MappingProxyType
 
+from billing.contracts.customer import address_issues
 from billing.profiles.profile import Party
 from billing.profiles.workflow import AnchoredAlignment, CollectionSettings, Workflow, duration_of
 from catalog.interval import InvalidIntervalError, interval_of, is_negative_interval
@@ -15,7 +15,6 @@ from metering.errors import Issue
 __all__ = ["check_supplier", "check_workflow", "is_anchored_alike", "normal"]
 
 FIRST_YEAR, LAST_YEAR = 1900, 2999
-COUNTRY = re.compile(r"[A-Z]{2}")
 LONGEST_NAME, LONGEST_TAX_ID = 256, 32
 INTERVALS: Mapping[str, str] = MappingProxyType({"DAY": "P1D", "WEEK": "P1W", "MONTH": "P1M", "YEAR": "P1Y"})
 """OpenMeter's words for recurrences, which are kept as durations."""
@@ -82,10 +81,7 @@ def _addresses(supplier: Party, where: str) -> Iterator[Issue]:
     if len(supplier.addresses) > 1:
         yield Issue(code="too_many_addresses", message="a supplier has one address", field=where)
     for i, address in enumerate(supplier.addresses):
-        if address.country is not None and not COUNTRY.fullmatch(address.country):
-            message, hint = f"{address.country!r} is no country", "Write DE, US or the like: ISO 3166."
-            field = f"{where}[{i}].country"
-            yield Issue(code="invalid_country", message=message, field=field, hint=hint)
+        yield from address_issues(address, f"{where}[{i}]")
 
 
 def normal(workflow: Workflow) -> Workflow:

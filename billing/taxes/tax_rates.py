@@ -3,7 +3,6 @@
 For one code in one place no two rates hold at once: who changes rates waits for whoever else does.
 """
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,6 +11,7 @@ from decimal import Decimal
 from sqlalchemy import ColumnElement, exists, func, or_, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
+from billing.contracts.customer import COUNTRY
 from metering.database import Base, Id, Instant
 from metering.errors import ConflictError, InvalidError, Issue, NotFoundError
 from metering.ids import new_id
@@ -31,7 +31,6 @@ __all__ = [
     "update_tax_rate",
 ]
 
-COUNTRY = re.compile(r"[A-Z]{2}")
 MOST = Decimal(1000)
 
 
