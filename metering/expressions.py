@@ -33,13 +33,19 @@ NOT_VOIDED = """NOT EXISTS (
 
 @dataclass(slots=True)
 class Statement:
-    """SQL being written: values become parameters, never text. `placeholder` is the driver's way of it."""
+    """SQL being written: values become parameters, never text. `placeholder` is the driver's way of it.
+
+    An array or a JSON value that comes again is the same parameter: it may be long.
+    """
 
     placeholder: str = ":{}"
     parameters: dict[str, Any] = field(default_factory=dict)
+    _names: dict[tuple[str, Any], str] = field(default_factory=dict)
 
     def bind(self, value: Any, kind: str) -> str:
         name = f"p{len(self.parameters)}"
+        if kind == "jsonb" or kind.endswith("[]"):
+            name = self._names.setdefault((kind, value if kind == "jsonb" else tuple(value)), name)
         self.parameters[name] = value
         return f"CAST({self.placeholder.format(name)} AS {kind})"
 

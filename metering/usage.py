@@ -5,13 +5,14 @@ since the cube was folded, comes from the events themselves. An answer is what i
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Row, TextClause, text
 from sqlalchemy.orm import Session
@@ -50,7 +51,15 @@ from metering.period import (
     zone_of,
 )
 
-__all__ = ["query_numbers", "query_usage", "query_values", "usage_groups"]
+__all__ = [
+    "Asked",
+    "TooManyRowsError",
+    "query_numbers",
+    "query_together",
+    "query_usage",
+    "query_values",
+    "usage_groups",
+]
 
 MAX_ROWS = 100_000
 ATTEMPTS = 10
@@ -105,14 +114,22 @@ class _Known:
 
 _RAW = _Known(None, [])
 
+Found = tuple[Any, ...]
+"""Keys, then value, numbers, first and last."""
+VALUE, NUMBERS, FIRST, LAST = range(-4, 0)
+
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """`cut` are the windows, where a calendar is needed; `spanning` asks when the events were."""
+    """`cut` are the windows, where a calendar is needed; `spanning` asks when the events were.
+
+    `in_a_row`: the windows are all that is asked for, whatever lies beside them.
+    """
 
     meter: MeterDefinition
     query: UsageQuery
     cut: Sequence[Period] = ()
+    in_a_row: bool = False
 
     @property
     def period(self) -> Period:
@@ -123,7 +140,15 @@ class _Question:
     @property
     def bounds(self) -> tuple[datetime, datetime]:
         """Beyond these there is no window."""
-        return (self.cut[0].start, self.cut[-1].end) if self.cut else (FIRST_INSTANT, LAST_INSTANT)
+        if self.cut and not self.in_a_row:
+            return self.cut[0].start, self.cut[-1].end
+        return FIRST_INSTANT, LAST_INSTANT
+
+    @property
+    def starts(self) -> list[datetime]:
+        """Of the windows; the first one has the whole hour that it begins in, where that is read."""
+        starts = [window.start for window in self.cut]
+        return [hour_of(starts[0]), *starts[1:]] if self.in_a_row else starts
 
     def clipped(self, part: Period) -> Period:
         start = max(part.start, self.period.start)
@@ -132,6 +157,17 @@ class _Question:
     @property
     def spanning(self) -> bool:
         return self.query.window_size is None and not (self.query.start and self.query.end)
+
+    @property
+    def of_few(self) -> bool:
+        """Whether it is of few subjects: what they have is found by walks over indexes."""
+        subjects = self.query.counted_subjects
+        return subjects is not None and len(subjects) <= _MANY_SUBJECTS
+
+    @property
+    def from_cubes(self) -> bool:
+        """Whether a cube may have what is asked: none knows minutes, nor what was known once."""
+        return self.query.window_size != "MINUTE" and self.query.as_of is None
 
     @property
     def keys(self) -> list[str]:
@@ -154,7 +190,7 @@ def query_usage(session: Session, meter: MeterDefinition, query: UsageQuery) -> 
         # Without a snapshot, the next statement may see events before and behind the calendar.
         query = replace(query, start=query.start or cut[0].start, end=query.end or cut[-1].end)
     question = _Question(meter, query, cut)
-    return _rows(question, _answer(session, question)) or empty_answer(meter, query)
+    return _value(question, _answer(session, question))
 
 
 def usage_groups(session: Session, meter: MeterDefinition, query: UsageQuery, name: str) -> list[str]:
@@ -162,7 +198,7 @@ def usage_groups(session: Session, meter: MeterDefinition, query: UsageQuery, na
     asked = replace(query, group_by=(name,), window_size=None)
     check_query(meter, asked)
     question = _Question(replace(meter, aggregation="COUNT"), asked)
-    return sorted(row.k1 for row in _answer(session, question))
+    return sorted(found[1] for found in _answer(session, question))
 
 
 def query_values(session: Session, meter: MeterDefinition, query: UsageQuery) -> list[UsageRow]:
@@ -192,16 +228,129 @@ def query_values(session: Session, meter: MeterDefinition, query: UsageQuery) ->
 
 def query_numbers(session: Session, meter: MeterDefinition, query: UsageQuery) -> list[UsageRow]:
     """How many events have a number as their value, for each group."""
+    question = _of_numbers(meter, query)
+    return _numbers(question, _answer(session, question))
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One of many questions: for the value of a meter, or how many events have a number as theirs."""
+
+    kind: Literal["value", "numbers"]
+    meter: MeterDefinition
+    query: UsageQuery
+
+
+TOGETHER, MENTIONED = 32, 4096
+"""Questions in one statement, and subjects that all of them name."""
+
+
+def query_together(session: Session, asked: Sequence[Asked]) -> list[list[UsageRow]]:
+    """What query_usage and query_numbers answer to each, which must have a start, an end, and no window size.
+
+    Two statements answer many; what is alike but for adjacent periods is read but once.
+    """
+    answers: list[list[UsageRow]] = [[] for _ in asked]
+    for some in _portions(_in_rows(asked)):
+        for row, found in zip(some, _answers(session, [row.question for row in some]), strict=True):
+            for n, question, its in row.divided(found):
+                answers[n] = _value(question, its) if asked[n].kind == "value" else _numbers(question, its)
+    return answers
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """Questions whose periods follow each other, by their numbers, as one."""
+
+    members: Mapping[int, _Question]
+
+    @property
+    def question(self) -> _Question:
+        every = list(self.members.values())
+        if len(every) == 1:
+            return every[0]
+        query = replace(every[0].query, end=every[-1].query.end)
+        return _Question(every[0].meter, query, [_asked_period(one) for one in every], in_a_row=True)
+
+    def divided(self, found: Sequence[Found]) -> Iterator[tuple[int, _Question, Sequence[Found]]]:
+        if len(self.members) == 1:
+            yield from ((n, question, found) for n, question in self.members.items())
+            return
+        parts: dict[int, list[Found]] = {window: [] for window in range(1, len(self.members) + 1)}
+        for one in found:
+            parts[one[0]].append(one)
+        for (n, question), its in zip(self.members.items(), parts.values(), strict=True):
+            yield n, question, its
+
+
+def _in_rows(asked: Sequence[Asked]) -> Iterator[_Row]:
+    """Those of many subjects are added up by series, which can't tell periods apart."""
+    alike = defaultdict[tuple[object, ...], list[tuple[int, _Question]]](list)
+    for n, one in enumerate(asked):
+        of = _of_value if one.kind == "value" else _of_numbers
+        alike[_likeness(one)].append((n, of(one.meter, one.query)))
+    for every in alike.values():
+        members: dict[int, _Question] = {}
+        end = None
+        for n, question in sorted(every, key=lambda one: _asked_period(one[1]).start):
+            period = _asked_period(question)
+            if members and (period.start != end or not question.of_few):
+                yield _Row(members)
+                members = {}
+            members[n], end = question, period.end
+        yield _Row(members)
+
+
+def _asked_period(question: _Question) -> Period:
+    """Also where the meter counts only from a later instant on."""
+    start, end = question.query.start, question.query.end
+    return Period(start=start or FIRST_INSTANT, end=end or LAST_INSTANT)
+
+
+def _portions(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
+    portion: list[_Row] = []
+    mentioned = 0
+    for row in rows:
+        subjects = len(row.question.query.counted_subjects or ())
+        if portion and (len(portion) == TOGETHER or mentioned + subjects > MENTIONED):
+            yield portion
+            portion, mentioned = [], 0
+        portion.append(row)
+        mentioned += subjects
+    if portion:
+        yield portion
+
+
+def _likeness(asked: Asked) -> tuple[object, ...]:
+    """Equal where nothing differs but the period."""
+    query = replace(asked.query, start=None, end=None)
+    return (asked.kind, repr(asked.meter), repr(query))
+
+
+def _of_value(meter: MeterDefinition, query: UsageQuery) -> _Question:
     check_query(meter, query)
-    question = _Question(replace(meter, aggregation="AVG"), query)
+    return _Question(meter, query)
+
+
+def _of_numbers(meter: MeterDefinition, query: UsageQuery) -> _Question:
+    check_query(meter, query)
+    return _Question(replace(meter, aggregation="AVG"), query)
+
+
+def _value(question: _Question, found: Sequence[Found]) -> list[UsageRow]:
+    return _rows(question, found) or empty_answer(question.meter, question.query)
+
+
+def _numbers(question: _Question, found: Sequence[Found]) -> list[UsageRow]:
+    names = question.query.group_by
     return [
         UsageRow(
             window=question.period,
-            group=dict(zip(query.group_by, found[2:-5], strict=True)),
-            value=Decimal(found.numbers),
+            group=dict(zip(names, one[1:VALUE], strict=True)),
+            value=Decimal(one[NUMBERS]),
         )
-        for found in _answer(session, question)
-        if found.value is not None
+        for one in found
+        if one[VALUE] is not None
     ]
 
 
@@ -216,93 +365,149 @@ def _calendar(
         rows = _answer(session, _Question(replace(meter, aggregation="COUNT"), everything))
         if not rows:
             return ()
-        start, end = start or rows[0].first, end or window_of(rows[0].last, "MINUTE", zone_of("UTC")).end
+        first, last = rows[0][FIRST], rows[0][LAST]
+        start, end = start or first, end or window_of(last, "MINUTE", zone_of("UTC")).end
     return list(windows(Period(start=start, end=end), size, zone_of(query.zone)))
 
 
-def _answer(session: Session, question: _Question) -> Sequence[Row[Any]]:
-    """One row for each window and group.
+def _answer(session: Session, question: _Question) -> Sequence[Found]:
+    """One row for each window and group."""
+    return _answers(session, [question])[0]
+
+
+def _answers(session: Session, questions: Sequence[_Question]) -> list[Sequence[Found]]:
+    """Of each question one row for each window and group.
 
     What is known is read first, so that the statement can be planned for it. Should it have changed when the
     statement is run, the answer would mix two states: ask again, and in the end without a cube.
     """
     for _ in range(ATTEMPTS):
-        known = _known(session, question)
-        if (rows := _execute(session, question, known)) is not None:
-            return rows
-    return _execute(session, question, _RAW) or ()
+        known = _known(session, questions)
+        if (found := _execute(session, questions, known)) is not None:
+            return found
+    return _execute(session, questions, [_RAW] * len(questions)) or []
 
 
-def _known(session: Session, question: _Question) -> _Known:
-    """What is known now; and how the statement that follows shall be planned.
+def _known(session: Session, questions: Sequence[_Question]) -> list[_Known]:
+    """What is known now for each; and how the statement that follows shall be planned.
 
     For a statement that is run often, PostgreSQL keeps one plan that is right for short periods. All subjects
-    over a month take half as long again by it, so that theirs is made anew.
+    over a month take half as long again by it, so that theirs is made anew. For few subjects there is one
+    right plan, and to make it takes longer than to run it.
     """
-    meter, query = question.meter, question.query
-    if query.window_size == "MINUTE" or query.as_of is not None:
-        return _RAW
-    statement = Statement()
-    plans = statement.bind("force_custom_plan" if query.counted_subjects is None else "auto", "text")
-    value = statement.bind(meter.value_property, "text")
-    begin = statement.bind(hour_of(question.period.start), "timestamptz")
-    end = statement.bind(hour_of(question.period.end), "timestamptz")
+    asked = {n: question for n, question in enumerate(questions) if question.from_cubes}
+    if not asked:
+        return [_RAW] * len(questions)
+    statement, meters = Statement(), [question.meter for question in asked.values()]
+    plans = statement.bind(_plans(questions), "text")
+    numbers = statement.bind(list(asked), "int[]")
+    types = statement.bind([meter.event_type for meter in meters], "text[]")
+    values = statement.bind([meter.value_property for meter in meters], "text[]")
+    begins = statement.bind([hour_of(question.period.start) for question in asked.values()], "timestamptz[]")
+    ends = statement.bind([hour_of(question.period.end) for question in asked.values()], "timestamptz[]")
     sql = f"""
-        SELECT (SELECT coalesce(array_agg(batch ORDER BY batch), '{{}}') FROM pending_batches) AS pending,
+        SELECT asked.question,
+               (SELECT coalesce(array_agg(batch ORDER BY batch), '{{}}') FROM pending_batches) AS pending,
                id, paths, version, hours_from, closed_to, distinct_values, latest_values,
-               (SELECT first FROM usage_cube_hours WHERE cube_id = c.id AND start = {begin}) AS first,
-               (SELECT last FROM usage_cube_hours WHERE cube_id = c.id AND start = {end}) AS last,
+               (SELECT first FROM usage_cube_hours WHERE cube_id = c.id AND start = asked.begin) AS first,
+               (SELECT last FROM usage_cube_hours WHERE cube_id = c.id AND start = asked.end) AS last,
                (SELECT d.reltuples > {_DENSE} * s.reltuples FROM pg_class AS d, pg_class AS s WHERE
                 d.oid = CAST('usage_days' AS regclass) AND s.oid = CAST('usage_series' AS regclass)) AS dense,
                set_config('plan_cache_mode', {plans}, true)
-        FROM usage_cubes AS c WHERE built_to IS NULL AND value_property IS NOT DISTINCT FROM {value}
-          AND event_type = {statement.bind(meter.event_type, "text")} ORDER BY cardinality(paths), id"""
+        FROM unnest({numbers}, {types}, {values}, {begins}, {ends})
+             AS asked(question, event_type, value_property, begin, "end")
+        JOIN usage_cubes AS c ON c.event_type = asked.event_type
+             AND c.value_property IS NOT DISTINCT FROM asked.value_property
+        WHERE c.built_to IS NULL ORDER BY asked.question, cardinality(paths), id"""
+    found = dict[int, _Known]()
+    for row in session.execute(_text_of(sql), statement.parameters):
+        if row.question not in found and _able(row, questions[row.question]):
+            found[row.question] = _Known(_cube(row), row.pending)
+    return [found.get(n, _RAW) for n in range(len(questions))]
+
+
+def _plans(questions: Sequence[_Question]) -> str:
+    if any(question.query.counted_subjects is None for question in questions):
+        return "force_custom_plan"
+    return "force_generic_plan" if all(question.of_few for question in questions) else "auto"
+
+
+def _able(row: Row[Any], question: _Question) -> bool:
+    """Whether the cube has what is asked."""
+    meter, query = question.meter, question.query
     named = (*query.group_by, *query.filters, *query.conditions)
     needed = {meter.group_by[name] for name in named if name in meter.group_by}
-    for row in session.execute(_text_of(sql), statement.parameters):
-        able = {"UNIQUE_COUNT": row.distinct_values, "LATEST": row.latest_values}
-        if needed.issubset(row.paths) and able.get(meter.aggregation, True):
-            cube = _Cube(
-                id=row.id,
-                paths=row.paths,
-                version=row.version,
-                hours_from=row.hours_from,
-                closed_to=row.closed_to,
-                first=row.first,
-                last=row.last,
-                dense=row.dense,
-            )
-            return _Known(cube, row.pending)
-    return _RAW
+    able = {"UNIQUE_COUNT": row.distinct_values, "LATEST": row.latest_values}
+    return needed.issubset(row.paths) and able.get(meter.aggregation, True)
 
 
-def _execute(session: Session, question: _Question, known: _Known) -> Sequence[Row[Any]] | None:
-    """The rows; None when what was known is so no more."""
+def _cube(row: Row[Any]) -> _Cube:
+    return _Cube(
+        id=row.id,
+        paths=row.paths,
+        version=row.version,
+        hours_from=row.hours_from,
+        closed_to=row.closed_to,
+        first=row.first,
+        last=row.last,
+        dense=row.dense,
+    )
+
+
+def _execute(
+    session: Session, questions: Sequence[_Question], known: Sequence[_Known]
+) -> list[Sequence[Found]] | None:
+    """The rows of each; None when what was known is so no more."""
     statement = Statement()
-    parts = list(_parts(statement, question, known))
-    if not parts:
-        return ()
-    keys = ", ".join(question.keys)
-    spans = "min(first) AS first, max(last) AS last" if question.spanning else "NULL AS first, NULL AS last"
-    numbers = "sum(numbers)" if question.meter.aggregation == "AVG" else "NULL"
+    width = max(len(question.keys) for question in questions)
+    selects = [
+        select
+        for n, (question, its) in enumerate(zip(questions, known, strict=True))
+        if (select := _select(statement, n, question, its, width))
+    ]
+    answers: list[list[Found]] = [[] for _ in questions]
+    if not selects:
+        return [*answers]
     sql = f"""
-        SELECT known.holds, answer.* FROM (SELECT {_still(statement, known)} AS holds) AS known LEFT JOIN (
-            SELECT {keys}, {_VALUES[question.meter.aggregation]} AS value, {numbers} AS numbers, {spans},
-                   true AS found
-            FROM ({" UNION ALL ".join(parts)}) AS parts GROUP BY {keys} LIMIT {MAX_ROWS + 1}
-        ) AS answer ON true"""
+        SELECT known.holds, answer.* FROM (SELECT {_still(statement, known)} AS holds) AS known
+        LEFT JOIN ({" UNION ALL ".join(selects)}) AS answer ON true"""
     rows = session.execute(_text_of(sql), statement.parameters).all()
     if not rows[0].holds:
         return None
-    _require_few(rows)
-    return rows if rows[0].found else ()
+    keys = [2 + len(question.keys) for question in questions]
+    for row in rows if rows[0].question is not None else ():
+        answers[row[1]].append((*row[2 : keys[row[1]]], *row[VALUE:]))
+    for answer in answers:
+        _require_few(answer)
+    return [*answers]
 
 
-def _require_few(rows: Sequence[Row[Any]]) -> None:
+_NO_TIME = "CAST(NULL AS timestamptz)"
+
+
+def _select(statement: Statement, number: int, question: _Question, known: _Known, width: int) -> str | None:
+    """Of one question: its number, keys, as many as the one that has most, and what was found."""
+    if not (parts := list(_parts(statement, question, known))):
+        return None
+    keys = ", ".join(question.keys)
+    padding = "".join(f", CAST(NULL AS text) AS k{n}" for n in range(len(question.keys), width))
+    first, last = ("min(first)", "max(last)") if question.spanning else [_NO_TIME] * 2
+    numbers = "sum(numbers)" if question.meter.aggregation == "AVG" else "CAST(NULL AS numeric)"
+    return f"""(
+        SELECT {number} AS question, {keys}{padding}, {_VALUES[question.meter.aggregation]} AS value,
+               {numbers} AS numbers, {first} AS first, {last} AS last
+        FROM ({" UNION ALL ".join(parts)}) AS parts GROUP BY {keys} LIMIT {MAX_ROWS + 1})"""
+
+
+class TooManyRowsError(InvalidError):
+    pass
+
+
+def _require_few(rows: Sequence[object]) -> None:
     if len(rows) > MAX_ROWS:
         message = f"the answer has more than {MAX_ROWS} rows"
         hint = "Shorten the period, filter, or group by less."
-        raise InvalidError(message, Issue(code="too_many_rows", message=message, hint=hint))
+        raise TooManyRowsError(message, Issue(code="too_many_rows", message=message, hint=hint))
 
 
 @lru_cache(maxsize=64)
@@ -311,14 +516,19 @@ def _text_of(sql: str) -> TextClause:
     return text(sql)
 
 
-def _still(statement: Statement, known: _Known) -> str:
-    if known.cube is None:
+def _still(statement: Statement, known: Sequence[_Known]) -> str:
+    """That the cubes have the versions, and that the batches wait, which were known."""
+    cubes = {one.cube.id: (one.cube.version, one.pending) for one in known if one.cube}
+    if not cubes:
         return "true"
+    ids, versions = list(cubes), [version for version, _ in cubes.values()]
+    _, pending = next(iter(cubes.values()))
     return f"""
-        coalesce((SELECT version FROM usage_cubes WHERE id = {statement.bind(known.cube.id, "bigint")})
-                 = {statement.bind(known.cube.version, "bigint")}, false)
+        (SELECT count(*) FROM usage_cubes AS c JOIN
+            unnest({statement.bind(ids, "bigint[]")}, {statement.bind(versions, "bigint[]")})
+            AS was(id, version) ON c.id = was.id AND c.version = was.version) = {len(cubes)}
         AND (SELECT coalesce(array_agg(batch ORDER BY batch), '{{}}') FROM pending_batches)
-            = {statement.bind(known.pending, "bigint[]")}"""
+            = {statement.bind(pending, "bigint[]")}"""
 
 
 def _parts(statement: Statement, question: _Question, known: _Known) -> Iterator[str]:
@@ -342,8 +552,13 @@ def _segments(question: _Question, cube: _Cube) -> Segments:
     # A midnight cuts neither a day nor an hour, and windows of days have many.
     starts = [window.start for window in question.cut if (window.start - FIRST_INSTANT) % DAY]
     inside = [start for start in starts if whole.start < start < whole.end]
-    found = segments([whole.start, *inside, whole.end], hours_from=cube.hours_from, closed_to=cube.closed_to)
+    cuts = (whole.start, *inside, whole.end)
+    found = _segments_between(cuts, hours_from=cube.hours_from, closed_to=cube.closed_to)
     return replace(found, raw=[part for part in map(question.clipped, found.raw) if part.start < part.end])
+
+
+_segments_between = lru_cache(maxsize=64)(segments)
+"""What is asked together often has the same periods."""
 
 
 def _widened(question: _Question, cube: _Cube) -> Period:
@@ -374,14 +589,28 @@ def _from_buckets(
     if (subjects := question.query.counted_subjects) is not None:
         series.append(f"s.subject = ANY({statement.bind(list(subjects), 'text[]')})")
     series += _filters(statement, question, dimension)
-    within = _in_periods(statement, periods)
     if table == "usage_days" and cube.dense and _adds_up_first(question, periods):
-        yield _added_up_first(named, list(question.columns), " AND ".join(series), " AND ".join(within))
+        days = " AND ".join(_in_periods(statement, periods))
+        yield _added_up_first(named, list(question.columns), " AND ".join(series), days)
         return
-    where = " AND ".join([*series, *within])
     for source, columns in _bucket_columns(question, table):
-        yield f"""SELECT {", ".join(named + columns)}
-            FROM usage_series AS s JOIN {source} AS b ON b.series_id = s.id WHERE {where}"""
+        joined = f"FROM usage_series AS s JOIN {source} AS b ON b.series_id = s.id"
+        within = list(_in_periods(statement, periods))
+        if question.of_few and len(periods) > 1:
+            joined, within = _by_period(statement, source, periods), []
+        where = " AND ".join([*series, *within])
+        yield f"SELECT {', '.join(named + columns)} {joined} WHERE {where}"
+
+
+def _by_period(statement: Statement, source: str, periods: Sequence[Period]) -> str:
+    """A walk over the index for each series and period; OFFSET 0 keeps PostgreSQL from another way.
+
+    The other way is one walk from the first to the last period, over all that lies in between.
+    """
+    starts, ends = _bounds(statement, periods)
+    return f"""FROM usage_series AS s CROSS JOIN unnest({starts}, {ends}) AS part(start, "end")
+        CROSS JOIN LATERAL (SELECT * FROM {source} AS b WHERE b.series_id = s.id
+            AND b.start >= part.start AND b.start < part."end" OFFSET 0) AS b"""
 
 
 _INDEXED = {"events", "numbers", "sum"}
@@ -392,10 +621,8 @@ _MANY_SUBJECTS, _MANY_DAYS, _DENSE = 100, timedelta(days=7), 7
 
 
 def _adds_up_first(question: _Question, periods: Sequence[Period]) -> bool:
-    subjects = question.query.counted_subjects
-    many = subjects is None or len(subjects) > _MANY_SUBJECTS
     return (
-        many
+        not question.of_few
         and question.query.window_size is None
         and _INDEXED.issuperset(question.columns)
         and periods[-1].end - periods[0].start >= _MANY_DAYS
@@ -426,7 +653,7 @@ def _bucket_columns(question: _Question, table: str) -> Iterator[tuple[str, list
     names = list(question.columns)
     yield table, ["CAST(NULL AS bytea) AS digest" if name == "digest" else f"b.{name}" for name in names]
     if "digest" in names:
-        others = "CAST(NULL AS timestamptz) AS"
+        others = f"{_NO_TIME} AS"
         yield _DISTINCT[table], [f"b.{n}" if n == "digest" else f"{others} {n}" for n in names]
 
 
@@ -517,14 +744,11 @@ def _of_subjects(statement: Statement, subjects: Sequence[str]) -> str:
 
 
 def _window(statement: Statement, question: _Question, time: str) -> str:
-    match question.query.window_size:
-        case None:
-            return "0"
-        case "MINUTE":
-            return f"date_trunc('minute', {time})"
-        case _:
-            starts = statement.bind([window.start for window in question.cut], "timestamptz[]")
-            return f"width_bucket({time}, {starts})"
+    if question.query.window_size == "MINUTE":
+        return f"date_trunc('minute', {time})"
+    if question.cut:
+        return f"width_bucket({time}, {statement.bind(question.starts, 'timestamptz[]')})"
+    return "0"
 
 
 def _key(
@@ -545,30 +769,28 @@ def _filters(statement: Statement, question: _Question, dimension: Callable[[str
         yield condition_sql(condition, dimension(name), statement.bind)
 
 
-def _rows(question: _Question, found: Sequence[Row[Any]]) -> list[UsageRow]:
-    """By position, as _execute selects them, for there may be many: `holds`, keys, value, numbers, span."""
+def _rows(question: _Question, found: Sequence[Found]) -> list[UsageRow]:
     names = question.query.group_by
-    value = 2 + len(names)
     if not question.spanning:  # keys are in the order of windows and groups, and quicker to compare
-        found = sorted(found, key=itemgetter(slice(1, value)))
+        found = sorted(found, key=itemgetter(slice(0, VALUE)))
     averaging = question.meter.aggregation == "AVG"
     rows = [
         UsageRow(
             window=_period(question, one),
-            group=dict(zip(names, one[2:value], strict=True)),
-            value=average(one[value], one[value + 1]) if averaging else one[value],
+            group=dict(zip(names, one[1:VALUE], strict=True)),
+            value=average(one[VALUE], one[NUMBERS]) if averaging else one[VALUE],
         )
         for one in found
-        if one[value] is not None
+        if one[VALUE] is not None
     ]
     return in_order(rows) if question.spanning else rows
 
 
-def _period(question: _Question, found: Sequence[Any]) -> Period:
+def _period(question: _Question, found: Found) -> Period:
     match question.query.window_size:
         case None:
-            return span(question.query, found[-3], found[-2])
+            return span(question.query, found[FIRST], found[LAST])
         case "MINUTE":
-            return window_of(found[1], "MINUTE", zone_of(question.query.zone))
+            return window_of(found[0], "MINUTE", zone_of(question.query.zone))
         case _:
-            return question.cut[int(found[1]) - 1]
+            return question.cut[int(found[0]) - 1]
