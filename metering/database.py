@@ -1,12 +1,14 @@
 """What every stored thing is made of: the declarative base, column types, constraints by name."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import CHAR, DateTime, Dialect, MetaData, Text
+from sqlalchemy import CHAR, ColumnElement, DateTime, Dialect, MetaData, Text, cast, type_coerce
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import DeclarativeBase, mapped_column
@@ -33,8 +35,15 @@ class Base(DeclarativeBase):
     type_annotation_map = {str: Text(), dict[str, str]: JSONB()}  # noqa: RUF012  SQLAlchemy's own protocol
 
 
+KEPT = 256
+"""Values of each column that are not decoded again: many rows have the same rate card, or workflow."""
+
+
 class ValueType(TypeDecorator[Any]):
-    """A frozen value, or a union or tuple of them, kept as JSONB in its wire form."""
+    """A frozen value, or a union or tuple of them, kept as JSONB in its wire form.
+
+    It is read as text, so that equal ones are the same value, decoded once.
+    """
 
     impl = JSONB
     cache_ok = True
@@ -43,12 +52,19 @@ class ValueType(TypeDecorator[Any]):
         super().__init__(none_as_null=True)
         self.value = value
         self._adapter: TypeAdapter[Any] = TypeAdapter(value)
+        self._decoded = lru_cache(KEPT)(self._decode)
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002  the base's signature
         return None if value is None else self._adapter.dump_python(value, mode="json", by_alias=True)
 
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return type_coerce(cast(column, Text), self)
+
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:  # noqa: ARG002  the base's signature
-        return None if value is None else self._adapter.validate_python(value)
+        return None if value is None else self._decoded(value)
+
+    def _decode(self, text: str) -> Any:
+        return self._adapter.validate_python(json.loads(text))
 
 
 @contextmanager
