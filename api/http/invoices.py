@@ -9,10 +9,11 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from sqlalchemy.orm import Session
+from starlette.responses import Response
 
 from api.http.auth import reader
 from api.http.body import ExactRoute, Instant, Page, PageNumber, PageSize, page_of
-from api.http.invoice_body import InvoiceBody, InvoiceStatus
+from api.http.invoice_body import InvoiceBody, InvoiceStatus, invoice_response
 from api.http.session import Now, Snapshot
 from api.http.stored_invoice import gathering_body, invoice_body
 from billing.contracts.customer import customers_by_id, get_customer
@@ -130,14 +131,17 @@ def get(
 
 
 @router.get(
-    "/customers/{customerIdOrKey}/invoice-preview", operation_id="previewInvoice", dependencies=[reader]
+    "/customers/{customerIdOrKey}/invoice-preview",
+    operation_id="previewInvoice",
+    response_model=InvoiceBody,
+    dependencies=[reader],
 )
 def preview(
     session: Snapshot,
     now: Now,
     customerIdOrKey: str,  # noqa: N803  the wire's name
     at: Annotated[Instant | None, Query(description="usage counts up to this instant")] = None,
-) -> InvoiceBody:
+) -> Response:
     """What the customer would be billed, as of now or of any other instant."""
     if at is not None and at > now + FURTHEST_AHEAD:
         message = f"at may lie at most {FURTHEST_AHEAD.days // 365} years ahead"
@@ -147,4 +151,4 @@ def preview(
     if not invoices:
         message = f"{customer.name!r} has no subscription by then, so there is nothing to bill"
         raise NotFoundError(message, Issue(code="no_subscription", message=message, field="$.at"))
-    return gathering_body(invoices[0], now, lines=True)
+    return invoice_response(gathering_body(invoices[0], now, lines=True))
