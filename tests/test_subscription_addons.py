@@ -25,7 +25,11 @@ from billing.contracts.subscription_addons import (
 )
 from billing.contracts.subscription_changes import (
     cancel_subscription,
+    change_subscription,
+    delete_subscription,
     edit_subscription,
+    migrate_subscription,
+    restore_subscription,
     unschedule_cancelation,
 )
 from billing.contracts.subscription_rules import SubscriptionForbiddenError, Timing
@@ -35,11 +39,12 @@ from billing.rating.rater import rate
 from billing.rating.timeline import charges
 from catalog.addons import Addon, archive_addon
 from catalog.discount import Discounts, PercentageDiscount, UsageDiscount
-from catalog.plan_addons import create_plan_addon
-from catalog.plans import Plan, plan_terms
+from catalog.plan_addons import create_plan_addon, delete_plan_addon, get_plan_addon
+from catalog.plans import Plan, next_plan, plan_terms, publish_plan
 from catalog.price import FlatPrice, PaymentTerm
 from catalog.rate_card import BooleanEntitlement, MeteredEntitlement, RateCard
 from metering.errors import TollgateError
+from tests.billing_clock import bill_until, invoices_of, wrong
 from tests.builders import (
     START,
     a_customer,
@@ -471,3 +476,124 @@ def test_of_two_purchases_at_once_one_is_made(engine: Engine) -> None:
     assert isinstance(second.exception(), AddonAttachedError)
     with Session(engine) as session:
         assert [row[1] for row in rows(session, one)] == [0, 1]
+
+
+# -- Another version of the plan -----------------------------------------------------------------------------
+
+
+def newer(session: Session, plan: Plan, *cards: RateCard) -> Plan:
+    """The plan's next version, with a price of 62."""
+    draft = next_plan(session, plan, now=NOW)
+    draft.phases = (phase(fee("62"), *cards),)
+    return publish_plan(session, draft, now=NOW)
+
+
+def owned(session: Session, one: Subscription) -> list[tuple[str, int, list[tuple[str, int]]]]:
+    return [
+        (each.addon.key, each.addon.version, [(day(part.start), part.quantity) for part in each.quantities])
+        for each in addons_of(session, one.id)
+    ]
+
+
+def test_who_moves_to_a_newer_version_keeps_the_add_ons(session: Session) -> None:
+    one, addon = seats(session)
+    change(session, buy(session, one, addon, 2), 4, APRIL + DAY)
+    assert one.plan is not None
+    newer(session, one.plan)
+    _, following = migrate_subscription(session, one.id, timing="next_billing_cycle", now=NOW)
+    assert owned(session, following) == [("seats", 1, [("04-01", 2), ("04-02", 4)])]
+    assert rows(session, following) == [
+        ("seat", 1, "68.20", "04-01", "04-02"),
+        ("seat", 2, "74.40", "04-02", ""),
+    ]
+    assert rows(session, one)[-1][-1] == "04-01"
+    change(session, addons_of(session, following.id)[0], 0, APRIL + 2 * DAY, now=APRIL)
+    assert rows(session, following)[-1] == ("seat", 3, "62", "04-03", "")
+
+
+def test_in_the_version_that_is_offered_then_and_what_was_given_back_is_left_behind(
+    session: Session,
+) -> None:
+    one, addon = seats(session)
+    assert one.plan is not None
+    desks = offered(session, one.plan, an_addon(session, fee("5", key="desk"), key="desks"))
+    change(session, buy(session, one, desks), 0, NOW + DAY)
+    buy(session, one, addon, 3)
+    an_addon(session, fee("1"), instance_type="multiple", now=NOW)
+    newer(session, one.plan)
+    _, following = migrate_subscription(session, one.id, timing=NOW + 2 * DAY, now=NOW)
+    assert owned(session, following) == [("seats", 2, [("03-17T12", 3)])]
+    assert rows(session, following) == [("seat", 1, "65", "03-17T12", "")]
+
+
+def test_without_add_ons_there_is_nothing_to_carry_over(session: Session) -> None:
+    one, _ = seats(session)
+    assert one.plan is not None
+    newer(session, one.plan)
+    _, following = migrate_subscription(session, one.id, now=NOW)
+    assert (owned(session, following), following.without_addons) == ([], None)
+
+
+def test_nobody_loses_an_add_on_unawares(session: Session) -> None:
+    one, addon = seats(session)
+    bought = buy(session, one, addon, 3)
+    assert one.plan is not None
+    draft = next_plan(session, one.plan, now=NOW)
+    offer = get_plan_addon(session, draft.id, addon.id)
+    offer.max_quantity = 2
+    assert refused_migration(session, one, draft) == ("addon_quantity_too_high", "$.targetVersion")
+    delete_plan_addon(session, offer, now=NOW)
+    assert refused_migration(session, one, draft) == ("addon_not_offered", "$.targetVersion")
+    assert owned(session, one) == [("seats", 1, [("03-15T12", 3)])]
+    assert bought.in_force(NOW)
+
+
+def refused_migration(session: Session, one: Subscription, draft: Plan) -> tuple[str, str | None]:
+    with session.begin_nested() as undone:
+        publish_plan(session, draft, now=NOW)
+        with pytest.raises(AddonPurchaseError, match="seats") as refused:
+            migrate_subscription(session, one.id, now=NOW)
+        undone.rollback()
+    (issue,) = refused.value.issues
+    assert issue.hint is not None
+    assert "PATCH .../addons/" in issue.hint
+    return issue.code, issue.field
+
+
+def test_who_changes_to_another_plan_begins_without_add_ons(session: Session) -> None:
+    one, addon = seats(session)
+    buy(session, one, addon, 2)
+    other = a_plan(session, phase(fee("5")), key="other")
+    offered(session, other, addon, most=5)
+    _, following = change_subscription(session, one.id, plan=other, timing="immediate", now=NOW)
+    assert owned(session, following) == []
+
+
+def test_what_was_to_follow_is_forgotten_with_its_add_ons(session: Session) -> None:
+    one, addon = seats(session)
+    buy(session, one, addon, 2)
+    assert one.plan is not None
+    newer(session, one.plan)
+    _, following = migrate_subscription(session, one.id, timing="next_billing_cycle", now=NOW)
+    restore_subscription(session, one.id, now=NOW)
+    assert owned(session, following) == []
+    assert rows(session, one)[-1] == ("seat", 1, "37.20", "03-15T12", "")
+    _, following = migrate_subscription(session, one.id, timing="next_billing_cycle", now=NOW)
+    delete_subscription(session, following.id, now=NOW)
+    assert owned(session, following) == []
+
+
+def test_what_is_billed_after_a_migration_is_right(session: Session) -> None:
+    """31 and 2 x 3.10 until 15 March at noon, 62 and 2 x 3.10 from then on; March is 31 days."""
+    one, addon = seats(session)
+    bill_until(session, NOW - DAY)
+    buy(session, one, addon, 2)
+    assert one.plan is not None
+    newer(session, one.plan)
+    _, following = migrate_subscription(session, one.id, now=NOW)
+    bill_until(session, NOW)
+    assert wrong(session, NOW) == []
+    (line,) = [
+        line for one in invoices_of(session) for line in one.lines if line.subscription_id == following.id
+    ]
+    assert line.totals.total == Decimal("36.30")

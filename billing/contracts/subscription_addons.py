@@ -4,15 +4,15 @@ What they do to the contract is addon_items.py's: the dated items are closed whe
 next version opens there.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import ForeignKey, Index, Select, select
+from sqlalchemy import ForeignKey, Index, Select, delete, select
 from sqlalchemy.orm import Mapped, Session, joinedload, mapped_column, relationship
 
 from billing.contracts.addon_items import BoughtAddon, Quantity, quantity_at, with_addons
-from billing.contracts.edits import phase_at
+from billing.contracts.edits import ContractSpec, phase_at
 from billing.contracts.subscription_rules import SubscriptionForbiddenError, Timing, instant_of, whole_second
 from billing.contracts.subscriptions import Subscription, cycle_of, locked_subscription
 from catalog.addons import Addon
@@ -29,6 +29,8 @@ __all__ = [
     "SubscriptionAddonNotFoundError",
     "add_addon",
     "addons_of",
+    "carry_addons_over",
+    "forget_addons",
     "get_subscription_addon",
     "has_addons",
     "update_addon_of",
@@ -177,21 +179,30 @@ def _check_fit(subscription: Subscription, offered: PlanAddon, at: datetime) -> 
     """In a phase that has it, and with cards that can be added to what is sold today."""
     spec = subscription.without_addons or subscription.spec
     phase = phase_at(spec, at)
-    keys = [each.key for each in spec.phases]
-    first = keys.index(offered.from_plan_phase) if offered.from_plan_phase in keys else 0
+    first = _first_phase(spec, offered)
     if phase is None or spec.phases.index(phase) < first:
         message = f"the add-on is sold from the phase {offered.from_plan_phase!r} on"
         raise _refused("addon_not_in_phase", message, "$.timing", "Buy it for that phase, or later.")
-    sold = (item.rate_card for each in spec.phases[first:] for item in each.items if not item.ended_by(at))
-    issues = [
+    if issues := list(_misfits(spec, offered, at)):
+        raise AddonPurchaseError(issues[0].message, *issues)
+
+
+def _first_phase(spec: ContractSpec, offered: PlanAddon) -> int:
+    keys = [each.key for each in spec.phases]
+    return keys.index(offered.from_plan_phase) if offered.from_plan_phase in keys else 0
+
+
+def _misfits(spec: ContractSpec, offered: PlanAddon, at: datetime) -> Iterable[Issue]:
+    """Each once, however many cards it is wrong with."""
+    phases = spec.phases[_first_phase(spec, offered) :]
+    sold = (item.rate_card for each in phases for item in each.items if not item.ended_by(at))
+    return dict.fromkeys(
         replace(issue, field="$.addon.id")
         for card in sold
         for other in offered.addon.rate_cards
         if other.key == card.key
         for issue in check_cards(card, other, "$.addon")
-    ]
-    if issues:
-        raise AddonPurchaseError(issues[0].message, *dict.fromkeys(issues))
+    )
 
 
 def _write(
@@ -202,6 +213,71 @@ def _write(
     subscription.without_addons = base if any(each.in_force(now) for each in owned) else None
     subscription.write(spec, now=now)
     subscription.bill_soon(now)
+
+
+def carry_addons_over(session: Session, before: Subscription, after: Subscription, *, now: datetime) -> None:
+    """The contract that follows has, from its beginning on, what the one before would have had of add-ons.
+
+    Each in the version that its plan offers. Raises AddonPurchaseError where it offers none, or not as many.
+    """
+    at, carried = after.active_from, list[SubscriptionAddon]()
+    for owned in addons_of(session, before.id):
+        if owned.in_force(at):
+            carried.append(_carried(session, owned, after, at, now))
+    if not carried:
+        return
+    session.add_all(carried)
+    _write(after, carried, at, now)
+    session.flush()
+
+
+def _carried(
+    session: Session, owned: SubscriptionAddon, after: Subscription, at: datetime, now: datetime
+) -> SubscriptionAddon:
+    offered = _offered_again(session, owned, after)
+    maximum = 1 if offered.addon.instance_type == "single" else offered.max_quantity or 1
+    now_and_later = [each for each in owned.quantities if each.start > at]
+    if quantity := quantity_at(owned.quantities, at):
+        now_and_later.insert(0, Quantity(start=at, quantity=quantity))
+    if max(each.quantity for each in now_and_later) > maximum:
+        message = f"the plan's new version offers {maximum} of the add-on {owned.addon.key!r} at most"
+        raise _not_carried("addon_quantity_too_high", message, owned)
+    if issues := list(_misfits(after.spec, offered, at)):
+        raise _not_carried(issues[0].code, issues[0].message, owned)
+    return SubscriptionAddon(
+        id=new_id(now),
+        subscription_id=after.id,
+        addon=offered.addon,
+        name=owned.name,
+        description=owned.description,
+        metadata_=owned.metadata_,
+        from_phase=offered.from_plan_phase,
+        max_quantity=maximum,
+        quantities=tuple(now_and_later),
+        created_at=now,
+        updated_at=now,
+    )
+
+
+def _offered_again(session: Session, owned: SubscriptionAddon, after: Subscription) -> PlanAddon:
+    """The same add-on, or the version of it that is offered now."""
+    for named in (owned.addon_id, owned.addon.key):
+        try:
+            return get_plan_addon(session, after.plan_id or "", named)
+        except PlanAddonNotFoundError:
+            continue
+    message = f"the plan's new version offers no add-on {owned.addon.key!r}, which the subscription has"
+    raise _not_carried("addon_not_offered", message, owned)
+
+
+def _not_carried(code: str, message: str, owned: SubscriptionAddon) -> AddonPurchaseError:
+    hint = f"Offer it, or change its quantity first, 0 to end it: PATCH .../addons/{owned.id}."
+    return _refused(code, message, "$.targetVersion", hint)
+
+
+def forget_addons(session: Session, subscription_id: str) -> None:
+    """Of a subscription that has not begun and is deleted."""
+    session.execute(delete(SubscriptionAddon).where(SubscriptionAddon.subscription_id == subscription_id))
 
 
 def update_addon_of(

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from billing.contracts.agreement import Agreement, CustomPlan, agreement_of
 from billing.contracts.customer import Customer
 from billing.contracts.edits import AddItem, ContractEdit, ContractSpec, Market, edited, ended, phase_at
-from billing.contracts.subscription_addons import has_addons
+from billing.contracts.subscription_addons import carry_addons_over, forget_addons, has_addons
 from billing.contracts.subscription_rules import (
     SubscriptionForbiddenError,
     Timing,
@@ -190,7 +190,10 @@ def migrate_subscription(
     billing_anchor: datetime | None = None,
     now: datetime,
 ) -> tuple[Subscription, Subscription]:
-    """To a newer version of its plan, by default the one that is sold; returns what ends and what begins."""
+    """To a newer version of its plan, by default the one that is sold; returns what ends and what begins.
+
+    Its add-ons go with it: it is the same plan.
+    """
     customer, current = locked_subscription(session, subscription_id, "migrate", now)
     plan = _newer(session, current, target_version)
     terms = agreement_of(session, plan, starting_phase=starting_phase, archived_too=True, now=now)
@@ -207,6 +210,7 @@ def migrate_subscription(
         metadata=current.metadata_,
         now=now,
     )
+    carry_addons_over(session, current, following, now=now)
     return current, following
 
 
@@ -233,6 +237,7 @@ def restore_subscription(session: Session, subscription_id: str, *, now: datetim
     customer, subscription = locked_subscription(session, subscription_id, "restore", now)
     for other in subscriptions_of(session, [customer.id]):
         if other.id != subscription.id and other.status(now) == "scheduled":
+            forget_addons(session, other.id)
             session.delete(other)
     session.flush()
     if subscription.active_to is not None:
@@ -244,6 +249,7 @@ def restore_subscription(session: Session, subscription_id: str, *, now: datetim
 def delete_subscription(session: Session, subscription_id: str, *, now: datetime) -> None:
     """Only one that has not begun: nothing was ever sold under it."""
     _, subscription = locked_subscription(session, subscription_id, "delete", now)
+    forget_addons(session, subscription.id)
     session.delete(subscription)
     session.flush()
 
