@@ -2,6 +2,9 @@
 
 A key has at most one draft and one active version; publishing a draft archives the version before it at the
 same instant. Both rules are unique indexes. What is deleted stays, for those who still refer to it.
+
+Nothing is published for a later day: publication takes no date, as in OpenMeter, and dates that are sent with
+a version are read only. So what is `scheduled` was published a moment ago by a server whose clock is ahead.
 """
 
 from collections.abc import Mapping, Sequence
@@ -109,13 +112,15 @@ def get_version(
 
 
 def publish_version(session: Session, row: V, *, now: datetime) -> None:
-    """Make it the key's active version; the one before ends at the same instant."""
+    """Make it the key's active version; the one before ends at the same instant, not before it began."""
     kind = type(row)
     before = session.scalar(select(kind).where(kind.key == row.key, _is_active(kind)).with_for_update())
+    since = now
     if before is not None:
-        before.effective_to = before.updated_at = now
+        since = max(now, before.effective_from or now)
+        before.effective_to, before.updated_at = since, now
         session.flush()
-    row.effective_from = row.updated_at = now
+    row.effective_from, row.updated_at = since, now
     session.flush()
 
 

@@ -126,6 +126,30 @@ def test_a_new_version_is_drafted_beside_the_one_that_is_sold_and_replaces_it_at
     assert statuses == {"draft": [], "active": [2], "archived": [1], "scheduled": []}
 
 
+def test_nobody_sets_the_dates_of_a_version(client: httpx.Client) -> None:
+    """Publication is now: no plan or add-on is ever scheduled."""
+    later = {"effectiveFrom": "2200-01-01T00:00:00Z", "effectiveTo": "2201-01-01T00:00:00Z"}
+    plan = make(client, "plans", **plan_body(key("p"), phase("only", None, fee_card("10")), **later))
+    addon = make(
+        client,
+        "addons",
+        key=key("a"),
+        name="A",
+        currency="USD",
+        instanceType="single",
+        rateCards=[fee_card("1")],
+        **later,
+    )
+    for path, made in (("plans", plan), ("addons", addon)):
+        assert (made["status"], {"effectiveFrom", "effectiveTo"} & set(made)) == ("draft", set())
+        publish = f"/api/v1/{path}/{made['id']}/publish"
+        assert_problem(client.post(publish, params=later), 400, "unknown_field", "$.effectiveFrom")
+        published = ask(client, "POST", f"{path}/{made['id']}/publish")
+        assert published["status"] == "active"
+        assert published["effectiveFrom"] == published["updatedAt"]
+        assert "effectiveTo" not in published
+
+
 def test_a_draft_keeps_its_warnings_and_can_not_be_published_before_they_are_mended(
     client: httpx.Client,
 ) -> None:

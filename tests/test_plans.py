@@ -174,6 +174,26 @@ def test_publishing_the_next_version_archives_the_one_before_at_the_same_instant
     assert (third.version, first.effective_to) == (3, now)
 
 
+def test_versions_follow_one_another_without_gap_or_overlap_also_where_a_clock_is_behind(
+    session: Session, now: datetime
+) -> None:
+    """Another server, a second ahead, has just published the version before: nobody else can date ahead."""
+    ahead, tick = now + timedelta(seconds=1), timedelta(microseconds=1)
+    first = a_plan(session)
+    second = publish_plan(session, a_draft(session), now=ahead)
+    third = publish_plan(session, a_draft(session), now=now)
+    session.expire_all()
+    assert (first.effective_to, second.effective_from) == (ahead, ahead)
+    assert (second.effective_to, third.effective_from, third.effective_to) == (ahead, ahead, None)
+    for moment in (START, now, ahead - tick, ahead, ahead + tick):
+        (active,) = [one for one in (first, second, third) if one.status(moment) == "active"]
+        assert active is (first if moment < ahead else third)
+        sold, _ = list_versions(session, Plan, VersionFilter(statuses=["active"]), now=moment)
+        assert list(sold) == [active]
+        later, _ = list_versions(session, Plan, VersionFilter(statuses=["scheduled"]), now=moment)
+        assert list(later) == ([second, third] if moment < ahead else [])
+
+
 def test_publishing_leaves_the_versions_of_other_plans_alone(session: Session, now: datetime) -> None:
     other = a_plan(session, key="team")
     publish_plan(session, a_draft(session, key="pro"), now=now)
