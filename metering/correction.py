@@ -173,14 +173,16 @@ def next_status(kind: Kind, status: Status, step: Step, *, staged: int) -> Statu
     """Raises CorrectionStateError when a correction that stands there can't take this step."""
     needed, then = _STEPS[step]
     if status != needed:
-        raise CorrectionStateError(
-            f"the correction is {status}; only one that is {needed} can be {_DONE[step]}"
-        )
+        raise _state_error(f"the correction is {status}; only one that is {needed} can be {_DONE[step]}")
     if kind == "void" and step == "stage":
-        raise CorrectionStateError("the correction voids and brings nothing in; make one of kind replace")
+        raise _state_error("the correction voids and brings nothing in; make one of kind replace")
     if kind == "replace" and step == "close" and not staged:
-        raise CorrectionStateError("no events were sent to replace what it takes out; to only void, use void")
+        raise _state_error("no events were sent to replace what it takes out; to only void, use void")
     return then
+
+
+def _state_error(message: str) -> CorrectionStateError:
+    return CorrectionStateError(message, Issue(code="correction_status", message=message))
 
 
 def _issue(message: str, field: str, hint: str = "") -> Issue:

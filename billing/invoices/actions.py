@@ -152,10 +152,11 @@ def void_invoice(
     _require_uncredited(session, invoice)
     fire(session, invoice, "void", now=now)
     invoice.external_ids = invoice.external_ids | {"void-reason": reason}
+    released_at = _after_all_who_counted_it(session, invoice, now)
     for line in invoice.lines:
         wanted = (overrides or {}).get(line.id, action)
         if wanted.type == "pending":
-            line.released_at = now
+            line.released_at = released_at
             _bill_again(session, line, wanted.next_invoice_at or now)
     session.flush()
     return invoice
@@ -194,6 +195,16 @@ def _require_uncredited(session: Session, invoice: Invoice) -> None:
         message = f"a part of the invoice was given back already, by {number}"
         hint = "Give the rest back with another credit note."
         raise InvalidError(message, Issue(code="invoice_has_credit_notes", message=message, hint=hint))
+
+
+def _after_all_who_counted_it(session: Session, invoice: Invoice, now: datetime) -> datetime:
+    """Later than the rating of every later line of its charges, also when the clock stands still."""
+    rated_at = func.coalesce(Invoice.quantity_snapshotted_at, Invoice.created_at)
+    query = select(func.max(rated_at)).join(InvoiceLine, InvoiceLine.invoice_id == Invoice.id)
+    identities = [line.identity for line in invoice.lines]
+    query = query.where(InvoiceLine.identity.in_(identities), Invoice.id != invoice.id)
+    latest = session.scalar(query)
+    return now if latest is None else max(now, latest + datetime.resolution)
 
 
 def _bill_again(session: Session, line: InvoiceLine, at: datetime) -> None:

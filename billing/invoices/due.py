@@ -104,12 +104,15 @@ def due_of(
         if _asked(payer, one, earlier.get(one.identity, ()), reach)
     ]
     whole = reach == "begun"
-    ends = [usage_until or one.service.end if whole else payer.at for payer, one in wanted]
+    ends = [
+        usage_until or one.service.end if whole else _looked_at(payer.at, earlier.get(one.identity, ()))
+        for payer, one in wanted
+    ]
     usage = used_by(session, wanted, ends)
     rated: list[tuple[Payer, Rate, Sequence[InvoiceLine]]] = []
-    for (payer, one), used in zip(wanted, usage, strict=True):
-        last = whole or not one.metered or one.service.end <= payer.at
-        until = one.service.end if last else payer.at
+    for (payer, one), used, end in zip(wanted, usage, ends, strict=True):
+        last = whole or not one.metered or one.service.end <= end
+        until = one.service.end if last else end
         rate = partial(due_line, one, used, until=until, last=last)
         rated.append((payer, rate, earlier.get(one.identity, ())))
     if only is None:
@@ -123,6 +126,12 @@ def due_of(
 
 Rate = Callable[[Sequence[BilledLine]], DueLine]
 """What a charge comes to now, after its earlier lines."""
+
+
+def _looked_at(at: datetime, earlier: Sequence[InvoiceLine]) -> datetime:
+    """No less is looked at than was billed: a late or backdated look takes nothing back."""
+    counted = (line for line in earlier if line.released_at is None and line.share != "0")
+    return max([at, *(line.period_end for line in counted)])
 
 
 def _ripe(lines: Sequence[DueLine]) -> list[DueLine]:

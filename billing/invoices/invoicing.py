@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 from billing.contracts.customer import Customer, customers_by_id
@@ -35,7 +35,7 @@ from billing.profiles.workflow import Workflow, duration_of
 from billing.rating.billable import Billable, DueLine, due_line, taken_back, wire_of
 from metering.ids import new_id
 
-__all__ = ["collect", "draft_until", "line_of", "number_drafts", "recompute"]
+__all__ = ["collect", "draft_until", "line_of", "note_snapshot", "number_drafts", "recompute"]
 
 
 def collect(
@@ -243,6 +243,7 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
     customers = customers_by_id(session, {invoice.customer_id for invoice in invoices})
     payers = {payer.customer.id: payer for payer in payers_of(session, list(customers.values()), {}, now)}
     rows = [(invoice, row) for invoice in invoices for row in invoice.lines]
+    rows.sort(key=lambda each: each[1].sequence)  # a later line is the difference to the earlier ones
     earlier = lines_by_identity(session, (row.identity for _, row in rows))
     there = _still_there(payers, rows, now)
     wanted = [
@@ -250,7 +251,10 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
         for invoice, row in rows
     ]
     usage = used_by(session, wanted, [row.period_end for _, row in rows])
+    fixed = _fixed(session, invoices, earlier)
     for (invoice, row), (_, one), used in zip(rows, wanted, usage, strict=True):
+        if row.id in fixed:
+            continue
         before = [line for line in earlier.get(row.identity, ()) if line.sequence < row.sequence]
         if row.identity in there or row.managed_by == "manual":
             until = min(row.period_end, one.service.end) if one.metered else one.service.end
@@ -261,10 +265,36 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
         else:
             invoice.lines.remove(row)
             session.delete(row)
-    for invoice in invoices:
-        if invoice.quantity_snapshotted_at is not None:
-            invoice.quantity_snapshotted_at = now
+    note_snapshot(session, [one for one in invoices if one.quantity_snapshotted_at is not None], now=now)
     tax_and_sum_up(session, invoices, now=now)
+
+
+def note_snapshot(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
+    """They are rated. Never before what was released, and so does not count, though `now` may be older."""
+    identities = {row.identity for invoice in invoices for row in invoice.lines}
+    query = select(InvoiceLine.identity, func.max(InvoiceLine.released_at)).group_by(InvoiceLine.identity)
+    query = query.where(InvoiceLine.identity.in_(identities), InvoiceLine.released_at > now)
+    released = {row[0]: row[1] for row in session.execute(query)} if identities else {}
+    for invoice in invoices:
+        invoice.quantity_snapshotted_at = max(
+            [now, *(released[row.identity] for row in invoice.lines if row.identity in released)]
+        )
+
+
+def _fixed(session: Session, invoices: Sequence[Invoice], earlier: Earlier) -> set[str]:
+    """Lines, by id, that a later one is the difference to, which itself will not be rated anew."""
+    ids = {invoice.id for invoice in invoices}
+    later = {
+        line.id: {other.invoice_id for other in lines[place + 1 :]} - ids
+        for lines in earlier.values()
+        for place, line in enumerate(lines)
+    }
+    others = set().union(*later.values())
+    if not others:
+        return set()
+    waiting = select(Invoice.id).where(Invoice.id.in_(others), Invoice.status.in_(EDITABLE))
+    open_ = set(session.scalars(waiting.where(Invoice.quantity_snapshotted_at.is_(None))))
+    return {id_ for id_, following in later.items() if following - open_}
 
 
 def _still_there(

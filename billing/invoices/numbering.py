@@ -6,6 +6,7 @@ whoever comes next waits until then. A document that has one keeps it: it may be
 
 import re
 import unicodedata
+from typing import Literal, get_args
 
 from sqlalchemy import BigInteger, Sequence, text
 from sqlalchemy.dialects.postgresql import insert
@@ -13,7 +14,10 @@ from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from metering.database import Base
 
-__all__ = ["draft_numbers", "final_numbers", "prefix_of"]
+__all__ = ["Scope", "draft_numbers", "final_numbers", "prefix_of"]
+
+Scope = Literal["credit_notes", "invoices"]
+SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
 class NumberSequence(Base):
@@ -34,15 +38,20 @@ def draft_numbers(session: Session, count: int) -> list[int]:
     return list(session.scalars(drawn, {"count": count}))
 
 
-def final_numbers(session: Session, scope: str, count: int) -> list[int]:
-    """The next `count` numbers of a sequence, without a gap; held until the transaction ends."""
+def final_numbers(session: Session, scope: Scope, count: int) -> list[int]:
+    """The next `count` numbers of a sequence, without a gap; held until the transaction ends.
+
+    Both sequences are held, in one order: two who need numbers of both never wait for each other.
+    """
     if not count:
         return []
-    taken = insert(NumberSequence).values(scope=scope, last=count)
+    wanted = [{"scope": one, "last": count if one == scope else 0} for one in SCOPES]
+    taken = insert(NumberSequence).values(wanted)
     taken = taken.on_conflict_do_update(
-        index_elements=[NumberSequence.scope], set_={"last": NumberSequence.last + count}
+        index_elements=[NumberSequence.scope], set_={"last": NumberSequence.last + taken.excluded.last}
     )
-    last: int = session.scalars(taken.returning(NumberSequence.last)).one()
+    rows = session.execute(taken.returning(NumberSequence.scope, NumberSequence.last))
+    last = {row.scope: row.last for row in rows}[scope]
     return list(range(last - count + 1, last + 1))
 
 

@@ -311,7 +311,7 @@ _NUMBERS = _Check(
           AND (NOT i.external_ids ? 'number' OR i.external_ids ? 'own-number')
         GROUP BY 1
     ) AS given USING (scope)
-    WHERE (last, documents, highest) IS DISTINCT FROM (last, last, last)
+    WHERE coalesce(documents, 0) <> coalesce(last, 0) OR coalesce(highest, 0) <> coalesce(last, 0)
     ORDER BY scope""",
 )
 

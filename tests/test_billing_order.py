@@ -1,0 +1,139 @@
+"""Who looked at the clock first need not come first: the books are right in whichever order they come."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+
+import pytest
+from sqlalchemy import Engine
+from sqlalchemy.orm import Session
+
+from billing.contracts.customer import Customer
+from billing.contracts.subscription_changes import cancel_subscription
+from billing.invoices.actions import VoidAction, act, invoice_now, void_invoice
+from billing.invoices.numbering import SCOPES, Scope, final_numbers
+from billing.profiles.app import SANDBOX_WISH
+from billing.runs.run import run_portion
+from metering.errors import InvalidError
+from tests.billing_clock import bill_until, invoices_of, ledger, wrong
+from tests.builders import (
+    a_customer,
+    a_metered_feature,
+    a_plan,
+    at,
+    fee,
+    per_unit,
+    phase,
+    sign_up,
+    spent,
+    store,
+)
+from tests.server import until
+
+
+def a_consumer(session: Session) -> Customer:
+    """One token is 1."""
+    a_metered_feature(session)
+    customer = a_customer(session, "ada")
+    sign_up(session, customer, a_plan(session, phase(per_unit("1"))))
+    return customer
+
+
+def charged(session: Session) -> Decimal:
+    return sum((invoice.totals.total for invoice in invoices_of(session)), Decimal(0))
+
+
+def test_who_invoices_as_of_the_past_takes_back_nothing_that_was_billed_since(session: Session) -> None:
+    customer = a_consumer(session)
+    store(session, spent("ada", 5, "2026-01-10"), spent("ada", 7, "2026-01-20"))
+    bill_until(session, at("2026-02-02"))
+    with pytest.raises(InvalidError, match="nothing is to be invoiced"):
+        invoice_now(session, customer.id, as_of=at("2026-01-15"), now=at("2026-02-03"))
+    store(session, spent("ada", 1, "2026-01-30"))
+    invoice_now(session, customer.id, as_of=at("2026-01-15"), now=at("2026-02-03"))
+    assert ledger(session) == [
+        "2026-02-01 paid 12.00: tokens 01-01..02-01 12.00",
+        "2026-02-03 paid 1.00: tokens 01-01..02-01 1.00",
+    ]
+    assert wrong(session, at("2026-02-03")) == []
+
+
+def test_a_run_that_began_before_somebody_invoiced_takes_nothing_back(session: Session) -> None:
+    customer = a_consumer(session)
+    store(session, spent("ada", 5, "2026-01-10"), spent("ada", 7, "2026-01-20"))
+    invoice_now(session, customer.id, now=at("2026-01-21"))
+    (signed,) = {line.subscription_id for invoice in invoices_of(session) for line in invoice.lines}
+    assert signed is not None
+    cancel_subscription(session, signed, timing=at("2026-03-01"), now=at("2026-01-15"))
+    run_portion(session, now=at("2026-01-15"))
+    assert charged(session) == 12
+    bill_until(session, at("2026-02-02"))
+    assert charged(session) == 12
+    assert wrong(session, at("2026-02-02")) == []
+
+
+def test_a_draft_stays_as_the_next_line_that_was_issued_knew_it(session: Session) -> None:
+    """Usage that comes late for it is billed after both."""
+    customer = a_consumer(session)
+    store(session, spent("ada", 5, "2026-01-09"))
+    invoice_now(session, customer.id, now=at("2026-01-10"))
+    store(session, spent("ada", 2, "2026-01-10T00:15"))
+    (second,) = invoice_now(session, customer.id, now=at("2026-01-10T00:30"))
+    act(session, second.id, "snapshot_quantities", now=at("2026-01-10T00:30"))
+    assert [invoice.issued_at is None for invoice in invoices_of(session)] == [True, False]
+    store(session, spent("ada", 3, "2026-01-09T12:00"))
+    bill_until(session, at("2026-01-11"))
+    assert charged(session) == 7
+    assert wrong(session, at("2026-01-11")) == []
+    bill_until(session, at("2026-02-02"))
+    assert charged(session) == 10
+    assert wrong(session, at("2026-02-02")) == []
+
+
+@pytest.mark.parametrize("when", ["2026-01-11T12:00", "2026-01-12", "2026-01-12T12:00"])
+@pytest.mark.parametrize("again", ["2026-01-12", "2026-01-13"])
+def test_what_is_voided_while_somebody_bills_is_computed_again_as_it_was(
+    session: Session, when: str, again: str
+) -> None:
+    """The contract was cut on the 11th, which was billed on the 12th; who voids or bills may be slow."""
+    customer = a_customer(session)
+    customer.metadata_ = {SANDBOX_WISH: "failed"}
+    signed = sign_up(session, customer, a_plan(session, phase(fee("31"))))
+    bill_until(session, at("2026-01-01"))
+    cancel_subscription(session, signed.id, now=at("2026-01-11"))
+    run_portion(session, now=at("2026-01-12"))
+    first, note = invoices_of(session)
+    assert [one.totals.total for one in (first, note)] == [31, -21]
+    void_invoice(session, first.id, VoidAction(type="pending"), reason="wrong", now=at(when))
+    run_portion(session, now=max(at(again), at(when)))
+    assert [invoice.totals.total for invoice in invoices_of(session)[2:]] == [31]
+    assert wrong(session, at("2026-01-14")) == []
+
+
+def test_two_who_need_numbers_of_both_sequences_do_not_wait_for_each_other(engine: Engine) -> None:
+    """Each issues credit notes and invoices, one the ones first, the other the others."""
+    first, second = SCOPES
+    began = threading.Event()
+
+    def issue(*order: Scope) -> list[list[int]]:
+        with Session(engine) as session, session.begin():
+            began.set()
+            return [final_numbers(session, scope, 2) for scope in order]
+
+    with ThreadPoolExecutor(1) as pool, Session(engine) as session, session.begin():
+        assert final_numbers(session, first, 1) == [1]
+        other = pool.submit(issue, second, first)
+        until(lambda: began.is_set() and (other.done() or _waits(engine)))
+        assert final_numbers(session, second, 1) == [1]
+        session.commit()
+        assert other.result() == [[2, 3], [2, 3]]
+
+
+def _waits(engine: Engine) -> bool:
+    """Somebody, for a lock in this database."""
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    with engine.connect() as connection:
+        return bool(connection.exec_driver_sql(waiting).scalar_one())
