@@ -6,6 +6,16 @@ for sure: usage of it has no cost, and the answer says why. `since` is a day on 
 the day on which another began. Writing to a cache is Anthropic's rate for five minutes. Providers charge what
 a model thinks as output: models that think have that as their reasoning price.
 
+The lists themselves:
+- OpenAI: https://developers.openai.com/api/docs/pricing and the page of each model beside it
+- Anthropic: https://platform.claude.com/docs/en/about-claude/pricing
+- Google: https://ai.google.dev/gemini-api/docs/pricing
+
+Compared with the providers' own pages in November 2026, as far as these still had the model: Claude 3 Haiku,
+3.5 Haiku, 3.7 Sonnet and the later ones (all their rates), gpt-4 and gpt-5-nano. Compared with what others
+quote of those pages: gpt-3.5-turbo, gpt-4o, gpt-4.1, gpt-5, o1, o3, o3-mini, o4-mini, and Gemini 2.5. None
+was wrong. The days, and all other prices, have not been compared.
+
 A price of one's own, a newer one, or one of a model that is not listed here, is set by
 `POST /api/v1/llm-cost/overrides`, and goes before what is said here. A name with a date is a model of its
 own: list it here, or override it as such.
