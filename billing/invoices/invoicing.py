@@ -274,11 +274,12 @@ def note_snapshot(session: Session, invoices: Sequence[Invoice], *, now: datetim
     identities = {row.identity for invoice in invoices for row in invoice.lines}
     query = select(InvoiceLine.identity, func.max(InvoiceLine.released_at)).group_by(InvoiceLine.identity)
     query = query.where(InvoiceLine.identity.in_(identities), InvoiceLine.released_at > now)
-    released = {row[0]: row[1] for row in session.execute(query)} if identities else {}
+    released: dict[str, datetime] = {}
+    if identities:
+        released = {identity: latest for identity, latest in session.execute(query) if latest is not None}
     for invoice in invoices:
-        invoice.quantity_snapshotted_at = max(
-            [now, *(released[row.identity] for row in invoice.lines if row.identity in released)]
-        )
+        later = (released[row.identity] for row in invoice.lines if row.identity in released)
+        invoice.quantity_snapshotted_at = max([now, *later])
 
 
 def _fixed(session: Session, invoices: Sequence[Invoice], earlier: Earlier) -> set[str]:
