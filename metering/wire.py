@@ -52,6 +52,12 @@ class _AsNumber:
         as_number = {"type": "function-plain", "function": _number, "when_used": "json"}
         return {**handler(source), "serialization": as_number}
 
+    @staticmethod
+    def __get_pydantic_json_schema__(schema: Any, handler: Any) -> Any:
+        """Of a decimal that is written, pydantic would say that it is text."""
+        found = handler(schema)
+        return {"type": "number"} if found == {"type": "string"} else found
+
 
 def _number(number: Decimal) -> int | float:
     """A float, for the way only: of 15 digits it is written, and read again, exactly."""

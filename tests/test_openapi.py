@@ -127,3 +127,9 @@ def test_the_docs_page_points_to_the_document(client: httpx.Client) -> None:
 def test_health_answers_without_a_key(client: httpx.Client, path: str) -> None:
     answer = client.get(path, headers={"Authorization": ""})
     assert (answer.status_code, answer.text) == (200, "ok")
+
+
+def test_what_is_written_as_a_number_is_described_as_one(document: Any) -> None:
+    schemas = document["components"]["schemas"]
+    assert schemas["TaxRateBody"]["properties"]["percent"]["type"] == "number"
+    assert schemas["LineTaxBody"]["properties"]["percent"]["type"] == "number"
