@@ -1,22 +1,25 @@
 """Who looked at the clock first need not come first: the books are right in whichever order they come."""
 
-import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from typing import TypeVar
 
 import pytest
 from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
-from billing.contracts.customer import Customer
+from billing.contracts.customer import Customer, get_customer
 from billing.contracts.subscription_changes import cancel_subscription
 from billing.invoices.actions import VoidAction, act, invoice_now, void_invoice
-from billing.invoices.numbering import SCOPES, Scope, final_numbers
-from billing.profiles.app import SANDBOX_WISH
+from billing.invoices.numbering import SCOPES, final_numbers
+from billing.profiles.app import SANDBOX_WISH, get_app
+from billing.profiles.customer_apps import CustomerAppDetails, save_customer_apps
 from billing.runs.run import run_portion
 from metering.errors import InvalidError
 from tests.billing_clock import bill_until, invoices_of, ledger, wrong
 from tests.builders import (
+    START,
     a_customer,
     a_metered_feature,
     a_plan,
@@ -29,6 +32,9 @@ from tests.builders import (
     store,
 )
 from tests.server import until
+
+T = TypeVar("T")
+SANDBOX = "00000000000000000000000003"
 
 
 def a_consumer(session: Session) -> Customer:
@@ -110,23 +116,52 @@ def test_what_is_voided_while_somebody_bills_is_computed_again_as_it_was(
     assert wrong(session, at("2026-01-14")) == []
 
 
+def crossing(
+    engine: Engine,
+    other: Callable[[Session], T],
+    *,
+    before: Callable[[Session], object],
+    after: Callable[[Session], object],
+) -> T:
+    """One transaction does something before and something after another came; returns what that one did."""
+    with ThreadPoolExecutor(1) as pool, Session(engine) as session, session.begin():
+        before(session)
+        future = pool.submit(_alone, engine, other)
+        until(lambda: future.done() or _waits(engine))
+        after(session)
+        session.commit()
+        return future.result()
+
+
+def _alone(engine: Engine, work: Callable[[Session], T]) -> T:
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        return work(session)
+
+
 def test_two_who_need_numbers_of_both_sequences_do_not_wait_for_each_other(engine: Engine) -> None:
     """Each issues credit notes and invoices, one the ones first, the other the others."""
-    first, second = SCOPES
-    began = threading.Event()
+    credit_notes, invoices = SCOPES
+    given = crossing(
+        engine,
+        lambda session: (final_numbers(session, invoices, 2), final_numbers(session, credit_notes, 2)),
+        before=lambda session: final_numbers(session, credit_notes, 1),
+        after=lambda session: final_numbers(session, invoices, 1),
+    )
+    assert given == ([2, 3], [2, 3])
 
-    def issue(*order: Scope) -> list[list[int]]:
-        with Session(engine) as session, session.begin():
-            began.set()
-            return [final_numbers(session, scope, 2) for scope in order]
 
-    with ThreadPoolExecutor(1) as pool, Session(engine) as session, session.begin():
-        assert final_numbers(session, first, 1) == [1]
-        other = pool.submit(issue, second, first)
-        until(lambda: began.is_set() and (other.done() or _waits(engine)))
-        assert final_numbers(session, second, 1) == [1]
-        session.commit()
-        assert other.result() == [[2, 3], [2, 3]]
+def test_what_apps_know_of_a_customer_does_not_wait_for_who_makes_a_default_profile(engine: Engine) -> None:
+    """They lock the app, and then every customer whose collection changes."""
+    with Session(engine) as session, session.begin():
+        customer_id = a_customer(session).id
+    known = CustomerAppDetails(type="sandbox", app_id=SANDBOX, data={})
+    (saved,) = crossing(
+        engine,
+        lambda session: save_customer_apps(session, customer_id, [known], now=START),
+        before=lambda session: get_app(session, SANDBOX, lock=True),
+        after=lambda session: get_customer(session, customer_id, lock=True),
+    )
+    assert saved.app_id == SANDBOX
 
 
 def _waits(engine: Engine) -> bool:

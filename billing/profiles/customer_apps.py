@@ -73,6 +73,7 @@ def save_customer_apps(
     session: Session, customer_id: str, wanted: Sequence[CustomerAppDetails], *, now: datetime
 ) -> list[CustomerApp]:
     """All of these or none; what other apps know of the customer stays."""
+    _lock_apps(session, wanted)
     customer = get_customer(session, customer_id, lock=True)
     customer.require_living()
     saved = []
@@ -96,6 +97,13 @@ def delete_customer_app(session: Session, customer_id: str, app_id: str) -> None
         raise CustomerAppNotFoundError(f"the app {app_id!r} knows nothing of {customer.name!r}")
     session.delete(row)
     session.flush()
+
+
+def _lock_apps(session: Session, wanted: Sequence[CustomerAppDetails]) -> None:
+    """In key order, and before the customer: so does whoever makes a profile of an app the default one."""
+    named = App.id.in_([details.app_id for details in wanted if details.app_id is not None])
+    alone = App.type.in_([details.type for details in wanted if details.app_id is None])
+    session.execute(select(App.id).where(named | alone).order_by(App.id).with_for_update(key_share=True))
 
 
 def _app_of(session: Session, details: CustomerAppDetails, where: str) -> App:
