@@ -115,6 +115,8 @@ def build_catalog(world: Builder) -> None:
         world.make(key, "plans", plan("sold"))
         world.ask("POST", f"plans/{world.names[key]}/publish")
     world.make("draft", "plans", plan("drafted"))
+    world.make("euro", "plans", plan("euro", currency="EUR"))
+    world.ask("POST", f"plans/{world.names['euro']}/publish")
     world.make("unfit", "plans", plan("unfit", fee("10", billingCadence="P1W")))
     world.make("addon_draft", "addons", addon("addon_draft"))
     world.make("addon_empty", "addons", addon("addon_empty", rateCards=[]))
@@ -146,6 +148,10 @@ def build_contracts(world: Builder) -> None:
     world.make("own_terms", "subscriptions", {"customPlan": terms(), "customerId": owner})
     world.subscription("leaving", "leaver", "sold")
     world.ask("POST", f"subscriptions/{world.names['leaving']}/cancel", {"timing": "next_billing_cycle"})
+    world.subscription("followed", "follower", "sold")
+    change = {"plan": {"key": "sold"}, "timing": "next_billing_cycle"}
+    changed = world.ask("POST", f"subscriptions/{world.names['followed']}/change", change)
+    world.names["following"] = changed["next"]["id"]
     world.customer("gone")
     world.ask("DELETE", f"customers/{world.names['gone']}")
 
@@ -449,7 +455,24 @@ SUBSCRIPTIONS: Group = {
     "POST subscriptions/<running>/unschedule-cancelation": [
         (None, 403, "subscription_action_not_allowed"),
     ],
+    "POST subscriptions/<followed>/cancel": [({}, 403, "subscription_action_not_allowed")],
+    "POST subscriptions/<followed>/unschedule-cancelation": [
+        (None, 409, "only_single_subscription_allowed_per_customer_at_a_time", "$.subscriptionId"),
+    ],
+    "POST subscriptions/<followed>/change": [
+        (
+            {"timing": "immediate", "plan": {"key": "sold"}},
+            409,
+            "only_single_subscription_allowed_per_customer_at_a_time",
+            "$.customerId",
+        ),
+    ],
+    "POST subscriptions/<following>/change": [
+        ({"timing": "immediate", "plan": {"key": "sold"}}, 403, "subscription_action_not_allowed"),
+    ],
     "POST subscriptions/<running>/change": [
+        ({"timing": "immediate", "plan": {"key": "euro"}}, 400, "currency_mismatch", "$.plan"),
+        ({"timing": "someday", "plan": {"key": "sold"}}, 400, None, "$.timing"),
         ({"timing": "immediate", "plan": {"key": "drafted"}}, 400, "plan_invalid_status", "$.plan"),
         ({"timing": "immediate", "plan": {"key": "none"}}, 404),
         ({"timing": "immediate", "customPlan": BAD_TERMS}, 400, "price_amount_negative", BAD_CARD),
@@ -817,11 +840,8 @@ GROUPS = (
     CUSTOM_INVOICING,
     OWN,
 )
-EVERY = [
-    pytest.param(Refusal(request, *wrong), id=f"{request}-{number}")
-    for group in GROUPS
-    for request, refused in group.items()
-    for number, wrong in enumerate(refused)
+REFUSALS = [
+    Refusal(request, *wrong) for group in GROUPS for request, refused in group.items() for wrong in refused
 ]
 
 
@@ -861,7 +881,7 @@ def named(text: str, names: Mapping[str, str]) -> str:
     return text
 
 
-@pytest.mark.parametrize("refusal", EVERY)
+@pytest.mark.parametrize("refusal", REFUSALS, ids=lambda refusal: refusal.request)
 def test_what_is_bad_says_why_and_where_and_writes_nothing(
     client: httpx.Client, names: Mapping[str, str], books: Books, refusal: Refusal
 ) -> None:
@@ -871,7 +891,19 @@ def test_what_is_bad_says_why_and_where_and_writes_nothing(
     assert books.changed() == set()
     found = assert_problem(answer, refusal.status, refusal.code, refusal.field)
     if refusal.code is None and refusal.status == 400:
-        assert [issue["field"] for issue in found["extensions"]["validationErrors"]] == [refusal.field]
+        assert {issue["field"] for issue in found["extensions"]["validationErrors"]} == {refusal.field}
+
+
+@pytest.mark.parametrize("body", ["text", 7, [7], True])
+def test_a_body_of_another_shape_is_refused(
+    client: httpx.Client, names: Mapping[str, str], books: Books, body: object
+) -> None:
+    taking_one = [each.request for each in REFUSALS if each.body is not None]
+    for request in dict.fromkeys(taking_one):
+        method, path = named(request, names).split()
+        found = assert_problem(client.request(method, f"/api/v1/{path}", json=body), 400)
+        assert found["extensions"]["validationErrors"], request
+    assert books.changed() == set()
 
 
 TAGS = {
@@ -904,7 +936,7 @@ QUESTIONS = {"POST features/{featureId}/cost/query", "POST plans/{planId}/backte
 
 
 def tried() -> set[str]:
-    return {request for group in GROUPS for request in group}
+    return {refusal.request for refusal in REFUSALS}
 
 
 def stands_for(template: str, request: str) -> bool:
