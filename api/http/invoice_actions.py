@@ -95,7 +95,7 @@ def snapshot_quantities(session: Transaction, now: Now, invoiceId: str) -> Invoi
 
 @router.delete("/invoices/{invoiceId}", operation_id="deleteInvoice", status_code=204, dependencies=[admin])
 def delete(session: Transaction, now: Now, invoiceId: str) -> None:  # noqa: N803  the wire's name
-    """Give up a draft, whose charges are not billed again; what has its final number is voided and keeps it."""
+    """Give up a draft, whose charges are not billed again; what has its number is voided."""
     actions.delete_invoice(session, invoiceId, now=now)
 
 
