@@ -10,11 +10,15 @@ import pytest
 from sqlalchemy import Engine, func, select, text
 from sqlalchemy.orm import Session
 
-from billing.contracts.customer import Customer, get_customer
+from billing.contracts.customer import Address, Customer, get_customer
 from billing.contracts.customer_changes import CustomerDetails, update_customer
-from billing.contracts.subscriptions import Subscription
+from billing.contracts.subscription_changes import cancel_subscription
+from billing.contracts.subscriptions import Subscription, subscriptions_of
 from billing.invoices.gathering import GatheringInvoice, gathering_customers, gathering_invoices
 from billing.rating.billable import DueLine
+from billing.rating.rater import Totals
+from billing.taxes.tax import LineTax
+from billing.taxes.tax_rates import TaxRateDetails, create_tax_rate
 from catalog.features import archive_feature, delete_meter, get_feature
 from catalog.money import round_money
 from catalog.price import (
@@ -28,8 +32,10 @@ from catalog.price import (
     TierUnitPrice,
     UnitPrice,
 )
+from catalog.tax import TaxBehavior, TaxConfig
 from metering.database import Base
 from metering.event import Event
+from tests.billing_clock import bill_until, invoices_of
 from tests.builders import (
     START,
     a_customer,
@@ -648,3 +654,71 @@ def test_a_hundred_invoices_take_as_many_statements_as_one(session: Session, sha
     one, hundred = listed(1), listed(100)
     assert hundred[0] == [3 * n + 10 for n in range(100)]
     assert hundred[1] == one[1]
+
+
+# --- taxes -------------------------------------------------------------------------------------------------
+
+
+def in_germany(session: Session, behavior: TaxBehavior) -> Customer:
+    """Pays 9.99 a month and 0.01 a token, with 19 %, and 16 % from March on."""
+    a_metered_feature(session)
+    rate = TaxRateDetails(name="VAT", country="DE", percent=Decimal(19), valid_from=START)
+    create_tax_rate(session, replace(rate, valid_to=at("2026-03-01")), now=START)
+    create_tax_rate(session, replace(rate, percent=Decimal(16), valid_from=at("2026-03-01")), now=START)
+    customer = a_customer(session, "s")
+    customer.billing_address = Address(country="de")
+    cards = [replace(card, tax_config=TaxConfig(behavior=behavior)) for card in (fee("9.99"), per_unit())]
+    sign_up(session, customer, a_plan(session, phase(*cards)))
+    bill_until(session, START)
+    return customer
+
+
+def taxed(lines: Iterable[tuple[str, tuple[LineTax, ...]]]) -> list[tuple[str, tuple[LineTax, ...]]]:
+    return sorted((identity, taxes) for identity, taxes in lines if taxes)
+
+
+def assert_foretold(session: Session, customer: Customer, when: str) -> Totals:
+    """The preview is what is then invoiced, to the tax of each line."""
+    foretold = preview(session, customer, when=at(when), until=at(when))
+    bill_until(session, at(when))
+    invoice = invoices_of(session)[-1]
+    assert invoice.created_at == at(when)
+    assert foretold.totals == invoice.totals
+    lines = zip(foretold.lines, foretold.taxes, strict=True)
+    assert taxed((line.billable.identity, taxes) for line, taxes in lines) == taxed(
+        (line.identity, line.taxes) for line in invoice.lines
+    )
+    return invoice.totals
+
+
+@pytest.mark.parametrize(
+    ("behavior", "amounts"),
+    [
+        # 1.90 + 0.63; then 1.60 and 0.64 at 16 %, 4.88 in all at 19 % less 0.63; 3.22 at 16 % less 1.60
+        ("exclusive", ["15.85 2.53", "18.08 2.54", "-7.85 -1.08"]),
+        ("inclusive", ["13.32 2.13", "15.54 2.18", "-6.77 -0.94"]),
+    ],
+)
+def test_the_preview_is_taxed_as_the_invoice_will_be(
+    session: Session, behavior: TaxBehavior, amounts: list[str]
+) -> None:
+    """Through a new rate, usage that came late, and a credit for a month that was cut short."""
+    customer = in_germany(session, behavior)
+    store(session, spent("s", 333, "2026-01-20"))
+    first = assert_foretold(session, customer, "2026-02-01")
+    bill_until(session, at("2026-02-02"))  # what comes later is late
+    store(session, spent("s", 400, "2026-02-20"), spent("s", 155, "2026-01-31"))
+    second = assert_foretold(session, customer, "2026-03-01")
+    bill_until(session, at("2026-03-02"))
+    (subscription,) = subscriptions_of(session, [customer.id])
+    cancel_subscription(session, subscription.id, now=at("2026-03-11"))
+    third = assert_foretold(session, customer, "2026-03-11")
+    assert [f"{one.total} {one.taxes}" for one in (first, second, third)] == amounts
+
+
+def test_without_a_rate_or_with_taxes_switched_off_the_preview_has_none(session: Session) -> None:
+    customer = in_germany(session, "exclusive")
+    customer.billing_address = Address(country="FR")
+    assert preview(session, customer).totals.taxes == 0
+    customer.billing_address = None
+    assert preview(session, customer).totals.taxes == 0

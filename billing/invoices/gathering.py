@@ -5,7 +5,7 @@ be issued can't disagree.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -14,16 +14,19 @@ from sqlalchemy import func, select, union
 from sqlalchemy.orm import Session
 from ulid import ULID
 
-from billing.contracts.customer import Customer, customers_by_id
+from billing.contracts.customer import Address, Customer, customers_by_id
 from billing.contracts.pending import PendingLine
 from billing.contracts.subscriptions import Subscription
-from billing.invoices.due import Payer, due_of, earlier_of, payers_of
+from billing.invoices.due import Earlier, Payer, due_of, earlier_of, payers_of
+from billing.invoices.invoice_tax import Rates, country_of, taxation_of, taxed_amounts, with_taxes
 from billing.profiles.profile import BillingProfile
 from billing.rating.billable import DueLine
 from billing.rating.metered import Demand, usage_of
 from billing.rating.pricing import NOTHING, Usage
 from billing.rating.rater import DetailedLine, Rating, Totals, add_totals, rate
 from billing.rating.timeline import Charge
+from billing.taxes.tax import LineTax, TaxedAmount, resolve, taxes_of
+from billing.taxes.tax_rates import rates_in
 from catalog.features import Feature, features_by_id
 from catalog.money import currencies
 from catalog.price import FlatPrice
@@ -70,14 +73,22 @@ class GatheringLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatheringInvoice:
-    """All that one customer has yet to pay: in one currency, which the first priced subscription settles."""
+    """All that one customer has yet to pay: in one currency, which the first priced subscription settles.
+
+    `taxes` are those of each line, as the invoice would have them.
+    """
 
     customer: Customer
     profile: BillingProfile
     currency: str
     since: datetime
     lines: tuple[DueLine, ...]
-    totals: Totals
+    taxes: tuple[tuple[LineTax, ...], ...]
+
+    @property
+    def totals(self) -> Totals:
+        taxed = zip(self.lines, self.taxes, strict=True)
+        return add_totals(with_taxes(line.totals, taxes) for line, taxes in taxed)
 
 
 def gathering_id(customer_id: str, currency: str) -> str:
@@ -128,9 +139,11 @@ def gathering_invoices(
     payers = [
         payer for payer in payers_of(session, list(customers), {}, at) if _signed(payer) or _waiting(payer)
     ]
-    due = due_of(session, payers, earlier_of(session, payers), reach="begun", usage_until=usage_until)
+    earlier = earlier_of(session, payers)
+    due = due_of(session, payers, earlier, reach="begun", usage_until=usage_until)
+    rates = rates_in(session, {country for payer in payers if (country := _country(payer))})
     payers.sort(key=lambda payer: payer.customer.id)
-    return [_invoice(payer, due[payer.customer.id]) for payer in payers]
+    return [_invoice(payer, list(_taxed(payer, due[payer.customer.id], earlier, rates))) for payer in payers]
 
 
 def _signed(payer: Payer) -> list[Subscription]:
@@ -180,14 +193,37 @@ def _line(charge: Charge, features: Mapping[str, Feature], usage: Usage) -> Gath
     )
 
 
-def _invoice(payer: Payer, lines: Sequence[DueLine]) -> GatheringInvoice:
-    lines = [line for line in lines if not line.waived]
+def _country(payer: Payer) -> str:
+    """In which it may be taxed."""
+    address = payer.customer.billing_address
+    return country_of(address) if address and payer.profile.workflow.tax.enabled else ""
+
+
+def _taxed(
+    payer: Payer, lines: Iterable[DueLine], earlier: Earlier, rates: Rates
+) -> Iterator[tuple[DueLine, tuple[LineTax, ...]]]:
+    """Each after the lines of its charge that were billed before, and those that come before it here."""
+    address, usual = payer.customer.billing_address, payer.profile.workflow.invoicing.default_tax_config
+    before: dict[str, list[TaxedAmount]] = {}
+    for line in lines:
+        one, amount = line.billable, line.totals.total
+        counted = (line for line in earlier.get(one.identity, ()) if line.released_at is None)
+        charge = before.setdefault(one.identity, taxed_amounts(counted))
+        config = resolve(one.rate_card.tax_config, usual)
+        taxation = taxation_of(rates, config, address=address or Address(), at=line.invoice_at)
+        taxes = taxes_of(amount, taxation, earlier=charge, currency=one.currency)
+        charge.append(TaxedAmount(amount=amount, taxes=taxes))
+        yield line, taxes
+
+
+def _invoice(payer: Payer, taxed: Sequence[tuple[DueLine, tuple[LineTax, ...]]]) -> GatheringInvoice:
+    shown = [(line, taxes) for line, taxes in taxed if not line.waived]
     sources: list[Subscription | PendingLine] = [*_signed(payer), *_waiting(payer)]
     return GatheringInvoice(
         customer=payer.customer,
         profile=payer.profile,
         currency=payer.customer.currency or sources[-1].currency,
         since=sources[0].created_at,
-        lines=tuple(lines),
-        totals=add_totals(line.rating.totals for line in lines),
+        lines=tuple(line for line, _ in shown),
+        taxes=tuple(taxes for _, taxes in shown),
     )

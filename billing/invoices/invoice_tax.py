@@ -5,7 +5,9 @@ warning, where they are not. Who has no tax rates at all has nothing to do with 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 from functools import cache
 from typing import Any
 
@@ -14,13 +16,22 @@ from sqlalchemy.orm import Session
 from billing.contracts.customer import Address
 from billing.invoices.invoice import Invoice, InvoiceLine, lines_by_identity
 from billing.rating.rater import Totals, add_totals, totals_of
-from billing.taxes.tax import Taxation, TaxedAmount, codes_of, new_of, rate_of, resolve, taxes_of
+from billing.taxes.tax import LineTax, Taxation, TaxedAmount, codes_of, new_of, rate_of, resolve, taxes_of
 from billing.taxes.tax_rates import TaxRate, any_tax_rate, rates_in
-from catalog.tax import TaxConfig
+from catalog.tax import TaxBehavior, TaxConfig
 from metering.exact import total
 from metering.ids import derived_id
 
-__all__ = ["RATE_MISSING", "tax_and_sum_up", "tax_as", "taxed_amounts"]
+__all__ = [
+    "RATE_MISSING",
+    "Rates",
+    "country_of",
+    "tax_and_sum_up",
+    "tax_as",
+    "taxation_of",
+    "taxed_amounts",
+    "with_taxes",
+]
 
 RATE_MISSING = "invoice_tax_rate_missing"
 COMPONENT = "tollgate.tax"
@@ -53,9 +64,15 @@ def tax_as(
 ) -> None:
     """The line's taxes and totals, from its details."""
     line.taxes = taxes_of(_amount(line), taxation, earlier=before, currency=currency)
-    line.totals = totals_of(line.details)
-    line.taxes_inclusive = total(tax.amount for tax in line.taxes if tax.behavior == "inclusive")
-    line.taxes_exclusive = total(tax.amount for tax in line.taxes if tax.behavior == "exclusive")
+    line.totals = with_taxes(totals_of(line.details), line.taxes)
+
+
+def with_taxes(totals: Totals, taxes: Iterable[LineTax]) -> Totals:
+    amounts: dict[TaxBehavior, list[Decimal]] = {"inclusive": [], "exclusive": []}
+    for tax in taxes:
+        amounts[tax.behavior].append(tax.amount)
+    inclusive, exclusive = total(amounts["inclusive"]), total(amounts["exclusive"])
+    return replace(totals, taxes_inclusive=inclusive, taxes_exclusive=exclusive)
 
 
 def taxed_amounts(lines: Iterable[InvoiceLine]) -> list[TaxedAmount]:
@@ -81,7 +98,12 @@ def _where(invoice: Invoice) -> Address:
 
 
 def _country(invoice: Invoice) -> str:
-    return (_where(invoice).country or "").strip().upper()
+    return country_of(_where(invoice))
+
+
+def country_of(address: Address) -> str:
+    """As tax rates name it; "" for none."""
+    return (address.country or "").strip().upper()
 
 
 def _config(invoice: Invoice, line: InvoiceLine) -> TaxConfig:
@@ -90,9 +112,13 @@ def _config(invoice: Invoice, line: InvoiceLine) -> TaxConfig:
 
 
 def _taxation(invoice: Invoice, line: InvoiceLine, rates: Rates) -> Taxation | None:
-    address, config = _where(invoice), _config(invoice, line)
-    here = rates.get(_country(invoice), ())
-    rate = rate_of(here, config, country=address.country, state=address.state, at=line.invoice_at)
+    return taxation_of(rates, _config(invoice, line), address=_where(invoice), at=line.invoice_at)
+
+
+def taxation_of(rates: Rates, config: TaxConfig, *, address: Address, at: datetime) -> Taxation | None:
+    """How somebody there is taxed for what falls due then; None: there is no rate for it."""
+    here = rates.get(country_of(address), ())
+    rate = rate_of(here, config, country=address.country, state=address.state, at=at)
     if rate is None:
         return None
     behavior = config.behavior or "exclusive"
