@@ -193,13 +193,12 @@ class World:
         return str(self.sdk.customers.create(wanted).id)
 
     def take(self, step: Step) -> None:
-        """At its instant, after all that fell due until then; and what it makes due is billed."""
+        """At its instant, after all that fell due until then."""
         self.now = step.when
         self._advance()
         for pattern, action in _STEPS.items():
             if found := re.fullmatch(pattern, step.text):
                 action(self, **found.groupdict())
-                self._advance()
                 return
         raise AssertionError(f"nobody understands {step.text!r}")
 
@@ -261,7 +260,8 @@ class World:
     # -- Invoices --------------------------------------------------------------------------------------------
 
     def changed(self) -> dict[str, Invoice]:
-        """By number: what is new, or not as it was when last looked at; and none went away."""
+        """By number: what is new by now, or not as it was when last looked at; and none went away."""
+        self._advance()
         found = {one.id: invoice_of(one) for one in self.invoices()}
         assert found.keys() >= self.shown.keys()
         new = {one.number: one for id_, one in found.items() if self.shown.get(id_) != one}
