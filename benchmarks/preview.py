@@ -1,7 +1,7 @@
 """How long an invoice preview takes over HTTP, for a customer of some months and one of two years."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -15,7 +15,7 @@ from api import clock
 from benchmarks.load import percentile
 from benchmarks.queries import settled
 from benchmarks.seed import seed
-from benchmarks.stage import KEY, Server, ask, connect, place, postgres, processes
+from benchmarks.stage import KEY, Server, connect, place, postgres, processes
 from benchmarks.traffic import EVENT_TYPE, METER, MODELS, TYPES, subject
 from billing.contracts.customer import Address, get_customer
 from billing.contracts.customer_changes import CustomerDetails, create_customer
@@ -45,6 +45,7 @@ MONTHS = (3, 24)
 """For how long each customer was invoiced, each for two subjects."""
 INTO_THE_MONTH = timedelta(days=12)
 WARMING_UP = 20
+TOKENS = str(METER["slug"])
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,7 @@ def _previewed(server: Server, months: int, stored: int, repeat: int) -> Preview
     lines = server.ask("GET", preview)["lines"]
     assert len(lines) == len(_prices())  # and none for the fee, which was invoiced as the month began
     assert all(Decimal(line["totals"]["total"]) > 0 for line in lines)
-    asked = (_asked(server, path, repeat) for path in (preview, gathering, _month()))
-    (times, cpu), (list_times, _), (meter_times, _) = asked
+    times, list_times, meter_times = _in_turn(server, (preview, gathering, _month()), repeat)
     return Previewed(
         months=months,
         stored=stored,
@@ -100,7 +100,7 @@ def _previewed(server: Server, months: int, stored: int, repeat: int) -> Preview
         lines=len(lines),
         p50=percentile(times, 50),
         p99=percentile(times, 99),
-        cpu=cpu,
+        cpu=_cpu_of(server, preview, repeat),
         listed_p50=percentile(list_times, 50),
         listed_p99=percentile(list_times, 99),
         meter_p50=percentile(meter_times, 50),
@@ -111,19 +111,29 @@ def _month() -> str:
     end = clock.now().replace(hour=0, minute=0, second=0, microsecond=0)
     spans = {"from": end - timedelta(days=30), "to": end}
     members = {name: f"{instant:%Y-%m-%dT%H:%M:%SZ}" for name, instant in spans.items()}
-    return f"/api/v1/meters/{METER['slug']}/query?{urlencode({**members, 'subject': subject(0)})}"
+    return f"/api/v1/meters/{TOKENS}/query?{urlencode({**members, 'subject': subject(0)})}"
 
 
-def _asked(server: Server, path: str, repeat: int) -> tuple[list[float], float]:
-    """In order, on one connection, of which the first answers don't count; and the server's CPU for each."""
+def _in_turn(server: Server, paths: Sequence[str], repeat: int) -> list[list[float]]:
+    """The latencies of each, in order; on one connection, of which the first answers don't count.
+
+    One after the other, so that whatever else the machine does meanwhile, it does to all of them.
+    """
     connection = server.client()
-    for _ in range(WARMING_UP):
-        ask(connection, "GET", path)
-    before = _cpu(server)
-    times = sorted(_timed(connection, path) for _ in range(repeat))
-    cpu = (_cpu(server) - before) / repeat * 1000
+    for path in [*paths] * WARMING_UP:
+        _timed(connection, path)
+    times = [[_timed(connection, path) for path in paths] for _ in range(repeat)]
     connection.close()
-    return times, cpu
+    return [sorted(one) for one in zip(*times, strict=True)]
+
+
+def _cpu_of(server: Server, path: str, repeat: int) -> float:
+    """Milliseconds for each answer of the process that gives them; PostgreSQL's are not in it."""
+    connection, before = server.client(), _cpu(server)
+    for _ in range(repeat):
+        _timed(connection, path)
+    connection.close()
+    return (_cpu(server) - before) / repeat * 1000
 
 
 def _timed(connection: HTTPConnection, path: str) -> float:
@@ -138,7 +148,7 @@ def _timed(connection: HTTPConnection, path: str) -> float:
 
 
 def _cpu(server: Server) -> float:
-    """Seconds of the process that answers; PostgreSQL's are not in it."""
+    """Seconds so far."""
     return sum(used.cpu for used in processes(server.process.pid).values() if used.name in ("api", "serve"))
 
 
@@ -198,7 +208,7 @@ def _meters() -> dict[str, MeterDefinition]:
     )
     calls = MeterDefinition(event_type=EVENT_TYPE, aggregation="COUNT")
     value = MeterDefinition(event_type=EVENT_TYPE, aggregation="SUM", value_property="$.cost")
-    return {METER["slug"]: tokens, "calls": calls, "value": value}
+    return {TOKENS: tokens, "calls": calls, "value": value}
 
 
 def _plan(session: Session, now: datetime) -> Plan:
@@ -227,7 +237,6 @@ def _plan(session: Session, now: datetime) -> Plan:
 
 def _prices() -> dict[str, tuple[UsagePrice, str, dict[str, str]]]:
     """Of each feature the price, the meter, and what of the meter it is."""
-    tokens = METER["slug"]
     millionth = Decimal("0.000001")
     cells = tuple(
         MatrixCell(values={"provider": provider, "model": model, "type": kind}, amount=n * millionth)
@@ -243,11 +252,11 @@ def _prices() -> dict[str, tuple[UsagePrice, str, dict[str, str]]]:
         ),
         "openai-in": (
             UnitPrice(type="unit", amount=3 * millionth),
-            tokens,
+            TOKENS,
             {"provider": "openai", "type": "request"},
         ),
-        "openai-out": (_tiers(9 * millionth), tokens, {"provider": "openai", "type": "response"}),
-        "anthropic": (_tiers(5 * millionth, "model"), tokens, {"provider": "anthropic"}),
+        "openai-out": (_tiers(9 * millionth), TOKENS, {"provider": "openai", "type": "response"}),
+        "anthropic": (_tiers(5 * millionth, "model"), TOKENS, {"provider": "anthropic"}),
         "models": (
             MatrixPrice(
                 type="matrix",
@@ -255,7 +264,7 @@ def _prices() -> dict[str, tuple[UsagePrice, str, dict[str, str]]]:
                 cells=cells,
                 default_amount=5 * millionth,
             ),
-            tokens,
+            TOKENS,
             {},
         ),
         "share": (
