@@ -4,10 +4,10 @@ Six models are OpenMeter's (flat, unit, tiered graduated and volume, package, dy
 `groupBy` on tiers are our own. The rules that a price must keep are in price_rules.py.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from decimal import Decimal
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from metering.exact import plain
 from metering.wire import WIRE, Numeric
@@ -46,26 +46,25 @@ class _Amounts:
     def __post_init__(self) -> None:
         for name, amount in amounts_of(self):
             text = str(amount)
-            if ("E" in text or text.startswith("-")) and in_range(amount):
+            if ("E" in text or text[0] == "-") and in_range(amount):
                 object.__setattr__(self, name, Decimal(plain(amount)))
 
 
-def amounts_of(value: object) -> Iterator[tuple[str, Decimal]]:
+def amounts_of(value: object) -> list[tuple[str, Decimal]]:
     """The decimals that a price, or a part of one, has in itself, by the name of their field."""
-    for name in _fields_of(type(value)):
-        found = getattr(value, name)
-        if isinstance(found, Decimal):
-            yield name, found
+    names = _names_of(type(value))
+    return [(name, amount) for name in names if (amount := getattr(value, name)) is not None]
 
 
-_FIELDS: dict[type, tuple[str, ...]] = {}
+_NAMES: dict[type, tuple[str, ...]] = {}
 """By class: asked for every price that is made or checked, and `fields` takes its time."""
 
 
-def _fields_of(kind: type) -> tuple[str, ...]:
-    if kind not in _FIELDS:
-        _FIELDS[kind] = tuple(field.name for field in fields(kind))
-    return _FIELDS[kind]
+def _names_of(kind: type) -> tuple[str, ...]:
+    if kind not in _NAMES:
+        decimals = (field for field in fields(kind) if Numeric in (field.type, *get_args(field.type)))
+        _NAMES[kind] = tuple(field.name for field in decimals)
+    return _NAMES[kind]
 
 
 def in_range(amount: Decimal) -> bool:

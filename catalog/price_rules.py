@@ -54,10 +54,12 @@ def _parts(price: Price, path: str) -> Iterator[tuple[object, str]]:
     match price:
         case TieredPrice(tiers=tiers):
             for i, tier in enumerate(tiers):
-                yield tier, f"{path}.tiers[{i}]"
-                for part, name in ((tier.flat_price, "flatPrice"), (tier.unit_price, "unitPrice")):
-                    if part is not None:
-                        yield part, f"{path}.tiers[{i}].{name}"
+                where = f"{path}.tiers[{i}]"
+                yield tier, where
+                if tier.flat_price is not None:
+                    yield tier.flat_price, f"{where}.flatPrice"
+                if tier.unit_price is not None:
+                    yield tier.unit_price, f"{where}.unitPrice"
         case MatrixPrice(cells=cells):
             for i, cell in enumerate(cells):
                 yield cell, f"{path}.cells[{i}]"

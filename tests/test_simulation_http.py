@@ -7,7 +7,9 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import TypeAdapter
 
+from api.http.invoice_body import InvoiceBody
 from metering.ids import is_ulid
 from tests.server import assert_problem
 
@@ -33,6 +35,8 @@ MATRIX = {
     "defaultAmount": "0.1",
 }
 PERCENTAGE = {"type": "percentage", "percentage": "2.9", "fixedAmount": "0.3"}
+
+INVOICE = TypeAdapter(InvoiceBody)
 
 _numbers = count()
 
@@ -275,6 +279,30 @@ def test_numbers_are_exact_however_they_are_written(client: httpx.Client) -> Non
     (found,) = answer.json()["lines"]
     assert found["quantity"] == found["meteredQuantity"] == digits
     assert found["totals"]["total"] == "12345678901234567890123456789012.35"
+
+
+def test_what_is_sent_is_what_the_schema_says(client: httpx.Client) -> None:
+    """Lines are spelled by hand: nothing is missing, nothing unknown, and each value as its type is sent."""
+    groups = [{"dimensions": {"model": model}, "quantity": "10"} for model in ("large", None)]
+    package = {"type": "package", "amount": "1E+2", "quantityPerPackage": "2.50"}
+    off = {"percentage": {"percentage": 12.5}, "usage": {"quantity": "2.50", "correlationId": CORRELATION}}
+    millions = {"operation": "divide", "conversionFactor": "1000000"}
+    card = {"featureKey": "f", "taxConfig": {"stripe": {"code": "txcd_10103001"}}, "discounts": off}
+    answer = ask(
+        client,
+        line(None),
+        line({"type": "flat", "amount": "0.00000075"}),
+        line({"type": "unit", "amount": "1", "maximumAmount": "9", "minimumAmount": "2"}, "22", card=card),
+        line(package, "-3", card={**card, "unitConfig": millions}),
+        line({**GRADUATED, "mode": "volume"}, "22", name='"\u2028\\\x7f\n', metadata={"": "é"}, id=LINE_ID),
+        line({**GRADUATED, "groupBy": ["model"]}, "20", groups=groups, description=""),
+        line({"type": "dynamic"}, period={"from": "2026-03-01T02:00:00.5+02:00", "to": PERIOD["to"]}),
+        line(PERCENTAGE, "2", events=[{"value": "1", "count": 2}], card={"discounts": {}}),
+        line(MATRIX, "20", groups=groups, card={"taxConfig": {}}),
+    )
+    assert answer.status_code == 200, answer.text
+    read = INVOICE.validate_json(answer.content)
+    assert json.loads(INVOICE.dump_json(read, by_alias=True, exclude_none=True)) == answer.json()
 
 
 # -- The preview ---------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Container, Coroutine, Iterator
-from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar
@@ -12,7 +12,16 @@ import msgspec
 from fastapi import Query, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 from starlette.responses import JSONResponse, Response
 
 from metering.errors import InvalidError, Issue
@@ -30,6 +39,7 @@ __all__ = [
     "Page",
     "PageNumber",
     "PageSize",
+    "SpelledAs",
     "WireResponse",
     "decimal_text",
     "page_of",
@@ -39,9 +49,12 @@ __all__ = [
 
 def _in_utc(at: datetime) -> datetime:
     """Checked after it was converted, so that what has passed once passes again."""
-    with suppress(OverflowError):
+    try:
         at = at.astimezone(UTC)
-    if not FIRST_YEAR <= at.year <= LAST_YEAR:
+        known = FIRST_YEAR <= at.year <= LAST_YEAR
+    except OverflowError:
+        known = False
+    if not known:
         raise ValueError(f"the year must be from {FIRST_YEAR} to {LAST_YEAR}")
     return at
 
@@ -56,6 +69,8 @@ PageSize = Annotated[int, Query(alias="pageSize", ge=1, le=1000)]
 
 NULLABLE = frozenset({"price", "billingCadence", "duration", "subject", "flatPrice", "unitPrice", "cost"})
 """Members that OpenMeter's schema requires and lets be null; any other that is None is left out."""
+OMITTED_IF_EMPTY = frozenset({"groupBy"})
+"""A list: tiers without one are OpenMeter's, whose schema does not know it. A meter's is an object."""
 
 
 class Body(BaseModel):
@@ -74,6 +89,16 @@ class Body(BaseModel):
         if isinstance(sent, dict) and cls.READ_ONLY:
             return {name: value for name, value in sent.items() if name not in cls.READ_ONLY}
         return sent
+
+
+@dataclass(frozen=True, slots=True)
+class SpelledAs:
+    """Annotates a dict that is already what the wire has of a `kind`: documented, and validated, as one."""
+
+    kind: Any
+
+    def __get_pydantic_core_schema__(self, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return handler.generate_schema(self.kind)
 
 
 RESOURCE = frozenset({"id", "createdAt", "updatedAt", "deletedAt", "annotations"})
@@ -179,16 +204,15 @@ def present(content: Any) -> Any:
     """Without members that are absent: None, unless OpenMeter has them be null."""
     match content:
         case dict():
-            return {k: present(v) for k, v in content.items() if _is_present(k, v)}
+            return {
+                name: value if isinstance(value, str) else present(value)
+                for name, value in content.items()
+                if (name in NULLABLE if value is None else value != [] or name not in OMITTED_IF_EMPTY)
+            }
         case list() | tuple():
             return [present(item) for item in content]
         case _:
             return content
-
-
-def _is_present(name: str, value: Any) -> bool:
-    """Tiers without a `groupBy` are OpenMeter's, whose schema does not know it; a meter's is an object."""
-    return name in NULLABLE if value is None else (name, value) != ("groupBy", [])
 
 
 def decimal_text(number: Decimal) -> str:

@@ -1,95 +1,106 @@
-"""Invoices on the wire, in OpenMeter's shape: every line shows what the rater said of it, and why.
+"""The shape of invoices on the wire, which is OpenMeter's. rated_line.py makes their lines.
 
-The gathering preview and the simulation are rendered here, from the same RatedLine.
+What an invoice has hundreds of is a TypedDict, whose members are named as the wire names them: what is made
+is what is sent, with nothing in between.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import datetime
-from decimal import Decimal
-from functools import cache
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal, NotRequired, get_args, get_type_hints
 
+import msgspec
 from pydantic import (
+    BaseModel,
     Field,
     PlainSerializer,
     SerializerFunctionWrapHandler,
     TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_serializer,
     with_config,
 )
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from api.http.body import Body, Metadata, decimal_text, present
+from api.http.body import Body, Metadata, SpelledAs, present
 from billing.contracts.customer import Address, Customer
 from billing.profiles.workflow import Workflow
-from billing.rating.rater import AmountDiscount, DetailedLine, Rating, Totals
-from billing.taxes.tax import LineTax
 from catalog.discount import Discounts, PercentageDiscount, UsageDiscount
-from catalog.money import minor_digits
-from catalog.price import FlatPrice, PaymentTerm, Price
+from catalog.price import PaymentTerm, Price
 from catalog.tax import TaxBehavior, TaxConfig
 from catalog.unit_config import UnitConfig
-from metering.ids import derived_id
 from metering.period import Period
 from metering.wire import WIRE, Number, Numeric
 
 __all__ = [
     "ActionDetails",
     "AppReferences",
+    "BillingDiscountUsage",
     "BillingDiscounts",
     "DetailedLineBody",
+    "DetailedPrice",
+    "DetailedRateCard",
     "ExternalIds",
     "InvoiceBody",
     "InvoiceCustomer",
     "InvoiceStatus",
     "InvoiceWorkflow",
+    "LineAmountDiscount",
     "LineBody",
     "LineDiscounts",
     "LineSubscription",
     "LineTaxBody",
+    "LineUsageDiscount",
+    "MaximumSpend",
     "Party",
     "PeriodBody",
     "PrecedingBody",
-    "RatedLine",
+    "RatecardPercentage",
+    "RatecardUsage",
     "Reference",
+    "SpelledTaxConfig",
     "StatusDetails",
+    "TotalsBody",
     "Ulid",
     "UsageAttributionBody",
     "UsageBasedRateCard",
     "ValidationIssueBody",
     "customer_body",
     "invoice_response",
-    "line_body",
     "period_body",
+    "price_body",
     "span",
-    "tax_body",
-    "totals_body",
 ]
 
 Ulid = Annotated[str, Field(pattern=r"^[0-7][0-9A-HJKMNP-TV-Za-hjkmnp-tv-z]{25}$")]
 
 
-@with_config(WIRE)
-class PeriodBody(TypedDict):
-    from_: datetime
-    to: datetime
+PeriodBody = TypedDict("PeriodBody", {"from": datetime, "to": datetime})
+with_config(WIRE)(PeriodBody)
 
 
 def period_body(period: Period) -> PeriodBody:
-    return PeriodBody(from_=period.start, to=period.end)
+    return {"from": period.start, "to": period.end}
+
+
+def span(periods: Iterable[Period]) -> PeriodBody:
+    """From the first start to the last end, of one at least."""
+    every = list(periods)
+    return {"from": min(p.start for p in every), "to": max(p.end for p in every)}
 
 
 @with_config(WIRE)
 class TotalsBody(TypedDict):
     amount: str
-    charges_total: str
-    discounts_total: str
-    credits_total: str
-    taxes_inclusive_total: str
-    taxes_exclusive_total: str
-    taxes_total: str
+    chargesTotal: str
+    discountsTotal: str
+    creditsTotal: str
+    taxesInclusiveTotal: str
+    taxesExclusiveTotal: str
+    taxesTotal: str
     total: str
 
 
@@ -165,23 +176,23 @@ class RatecardUsage(BillingDiscountUsage):
 @with_config(WIRE)
 class LineAmountDiscount(TypedDict):
     id: str
-    created_at: datetime
-    updated_at: datetime
+    createdAt: datetime
+    updatedAt: datetime
     reason: MaximumSpend | RatecardPercentage
     description: str
     amount: str
-    external_ids: NotRequired[ExternalIds]
+    externalIds: NotRequired[ExternalIds]
 
 
 @with_config(WIRE)
 class LineUsageDiscount(TypedDict):
     id: str
-    created_at: datetime
-    updated_at: datetime
+    createdAt: datetime
+    updatedAt: datetime
     reason: RatecardUsage
     quantity: str
-    pre_line_period_quantity: str
-    external_ids: NotRequired[ExternalIds]
+    preLinePeriodQuantity: str
+    externalIds: NotRequired[ExternalIds]
 
 
 @with_config(WIRE)
@@ -199,12 +210,15 @@ class DetailedPrice(TypedDict):
 
     type: Literal["flat"]
     amount: str
-    payment_term: PaymentTerm
+    paymentTerm: PaymentTerm
+
+
+SpelledTaxConfig = Annotated[dict[str, Any], SpelledAs(TaxConfig)]
 
 
 @with_config(WIRE)
 class DetailedRateCard(TypedDict):
-    tax_config: NotRequired[TaxConfig]
+    taxConfig: NotRequired[SpelledTaxConfig]
     price: DetailedPrice
     quantity: str
 
@@ -215,29 +229,41 @@ class DetailedLineBody(TypedDict):
     id: str
     name: str
     description: str
-    created_at: datetime
-    updated_at: datetime
-    managed_by: Literal["system"]
+    createdAt: datetime
+    updatedAt: datetime
+    managedBy: Literal["system"]
     status: Literal["detailed"]
     category: Literal["regular", "commitment"]
     currency: str
     period: PeriodBody
-    invoice_at: datetime
-    per_unit_amount: str
+    invoiceAt: datetime
+    perUnitAmount: str
     quantity: str
-    payment_term: PaymentTerm
-    rate_card: DetailedRateCard
-    external_ids: NotRequired[ExternalIds]
+    paymentTerm: PaymentTerm
+    rateCard: DetailedRateCard
+    externalIds: NotRequired[ExternalIds]
     discounts: NotRequired[LineDiscounts]
     totals: TotalsBody
 
 
-def _price_json(price: Price) -> Any:
+def price_body(price: Price) -> Any:
     return present(_PRICE.dump_python(price, mode="json", by_alias=True))
 
 
 _PRICE: TypeAdapter[Price] = TypeAdapter(Price)
-SentPrice = Annotated[Price, PlainSerializer(_price_json, when_used="json")]
+
+
+def _by_type(sent: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    """First the one shape whose `type` it is; if it is not that, all seven of them say what is wrong."""
+    kind = _PRICES.get(sent["type"]) if isinstance(sent, dict) and isinstance(sent.get("type"), str) else None
+    if kind is not None:
+        with suppress(ValidationError):
+            return kind.validate_python(sent)
+    return validate(sent)
+
+
+_PRICES = {get_args(get_type_hints(kind)["type"])[0]: TypeAdapter(kind) for kind in get_args(Price)}
+SentPrice = Annotated[Price, WrapValidator(_by_type), PlainSerializer(price_body, when_used="json")]
 
 
 class UsageBasedRateCard(Body):
@@ -259,7 +285,7 @@ class UsageBasedRateCard(Body):
 class LineTaxBody(TypedDict):
     """`code`, `base` and `amount` are our own: which rate, on how much, and what it comes to."""
 
-    config: NotRequired[TaxConfig]
+    config: NotRequired[SpelledTaxConfig]
     percent: Number
     behavior: TaxBehavior
     code: NotRequired[str]
@@ -274,25 +300,25 @@ class LineBody(TypedDict):
     name: str
     description: NotRequired[str]
     metadata: NotRequired[Metadata]
-    created_at: datetime
-    updated_at: datetime
-    managed_by: Literal["subscription", "manual"]
+    createdAt: datetime
+    updatedAt: datetime
+    managedBy: Literal["subscription", "manual"]
     status: Literal["valid"]
     currency: str
     period: PeriodBody
-    invoice_at: datetime
+    invoiceAt: datetime
     taxes: NotRequired[list[LineTaxBody]]
-    tax_config: NotRequired[TaxConfig]
-    feature_key: NotRequired[str]
-    price: NotRequired[SentPrice]
-    rate_card: UsageBasedRateCard
+    taxConfig: NotRequired[SpelledTaxConfig]
+    featureKey: NotRequired[str]
+    price: NotRequired[Annotated[dict[str, Any], SpelledAs(SentPrice)]]
+    rateCard: Annotated[dict[str, Any], SpelledAs(UsageBasedRateCard)]
     quantity: str
-    metered_quantity: NotRequired[str]
-    pre_line_period_quantity: NotRequired[str]
-    metered_pre_line_period_quantity: NotRequired[str]
+    meteredQuantity: NotRequired[str]
+    preLinePeriodQuantity: NotRequired[str]
+    meteredPreLinePeriodQuantity: NotRequired[str]
     subscription: NotRequired[LineSubscription]
     children: list[DetailedLineBody]
-    external_ids: NotRequired[ExternalIds]
+    externalIds: NotRequired[ExternalIds]
     discounts: NotRequired[LineDiscounts]
     totals: TotalsBody
 
@@ -391,9 +417,9 @@ class InvoiceBody(TypedDict):
     type: Literal["standard", "credit_note"]
     description: NotRequired[str]
     metadata: NotRequired[Metadata]
-    created_at: datetime
-    updated_at: datetime
-    deleted_at: NotRequired[datetime]
+    createdAt: datetime
+    updatedAt: datetime
+    deletedAt: NotRequired[datetime]
     supplier: Party
     customer: InvoiceCustomer
     number: str
@@ -401,231 +427,34 @@ class InvoiceBody(TypedDict):
     preceding: NotRequired[list[PrecedingBody]]
     totals: TotalsBody
     status: InvoiceStatus
-    status_details: StatusDetails
-    issued_at: NotRequired[datetime]
-    draft_until: NotRequired[datetime]
-    quantity_snapshoted_at: NotRequired[datetime]
-    collection_at: NotRequired[datetime]
-    due_at: NotRequired[datetime]
-    voided_at: NotRequired[datetime]
-    sent_to_customer_at: NotRequired[datetime]
+    statusDetails: StatusDetails
+    issuedAt: NotRequired[datetime]
+    draftUntil: NotRequired[datetime]
+    quantitySnapshotedAt: NotRequired[datetime]
+    collectionAt: NotRequired[datetime]
+    dueAt: NotRequired[datetime]
+    voidedAt: NotRequired[datetime]
+    sentToCustomerAt: NotRequired[datetime]
     period: NotRequired[PeriodBody]
     workflow: InvoiceWorkflow
-    validation_issues: NotRequired[list[ValidationIssueBody]]
-    external_ids: NotRequired[ExternalIds]
+    validationIssues: NotRequired[list[ValidationIssueBody]]
+    externalIds: NotRequired[ExternalIds]
     lines: NotRequired[list[LineBody]]
 
 
-_INVOICE = TypeAdapter(InvoiceBody)
+def _model(part: object) -> Any:
+    """What an invoice has few of is a pydantic model."""
+    if isinstance(part, BaseModel):
+        return part.model_dump(mode="json", by_alias=True, exclude_none=True)
+    raise NotImplementedError(f"{type(part).__name__} is not spelled for the wire")
+
+
+_encoder = msgspec.json.Encoder(enc_hook=_model, decimal_format="number")
 
 
 def invoice_response(invoice: InvoiceBody) -> Response:
-    """As FastAPI would send it, in a third of the time: it has its shape, and is not asked whether it has."""
-    content = _INVOICE.dump_json(invoice, by_alias=True, exclude_none=True)
-    return Response(content, media_type="application/json")
-
-
-# -- Rendering -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RatedLine:
-    """What a line is shown from. `identity` is what ids are derived from, its own too unless it has one.
-
-    `metered` is the quantity as it was metered, before conversion and usage discount, and None for a fee.
-    """
-
-    identity: tuple[str, ...]
-    id: str | None = None
-    name: str
-    description: str | None = None
-    metadata: Mapping[str, str] | None = None
-    managed_by: Literal["subscription", "manual"]
-    currency: str
-    created_at: datetime
-    updated_at: datetime
-    period: Period
-    invoice_at: datetime
-    rate_card: UsageBasedRateCard
-    metered: Decimal | None
-    metered_before: Decimal = Decimal(0)
-    rating: Rating
-    subscription: LineSubscription | None = None
-
-    @property
-    def fee(self) -> bool:
-        return isinstance(self.rate_card.price, FlatPrice)
-
-    @property
-    def payment_term(self) -> PaymentTerm:
-        price = self.rate_card.price
-        return price.payment_term if isinstance(price, FlatPrice) else "in_arrears"
-
-
-def line_body(line: RatedLine) -> LineBody:
-    card, period = line.rate_card, period_body(line.period)
-    body = LineBody(
-        type="usage_based",
-        id=line.id or derived_id(*line.identity),
-        name=line.name,
-        created_at=line.created_at,
-        updated_at=line.updated_at,
-        managed_by=line.managed_by,
-        status="valid",
-        currency=line.currency,
-        period=period,
-        invoice_at=line.invoice_at,
-        rate_card=card,
-        quantity="1" if line.fee else decimal_text(line.rating.quantity),
-        children=[_detail(line, detail, period) for detail in line.rating.details],
-        totals=totals_body(line.rating.totals, line.currency),
-    )
-    _add_words(body, line)
-    _add_quantities(body, line)
-    return body
-
-
-def _add_words(body: LineBody, line: RatedLine) -> None:
-    """What was said of the line, as far as something was."""
-    if line.description is not None:
-        body["description"] = line.description
-    if line.metadata is not None:
-        body["metadata"] = dict(line.metadata)
-    if line.rate_card.price is not None:
-        body["price"] = line.rate_card.price
-    if line.rate_card.tax_config is not None:
-        body["tax_config"] = line.rate_card.tax_config
-    if line.rate_card.feature_key is not None:
-        body["feature_key"] = line.rate_card.feature_key
-    if line.subscription is not None:
-        body["subscription"] = line.subscription
-
-
-def _add_quantities(body: LineBody, line: RatedLine) -> None:
-    if line.metered is None:
-        return
-    body["metered_quantity"] = decimal_text(line.metered)
-    body["pre_line_period_quantity"] = decimal_text(line.rating.quantity_before)
-    body["metered_pre_line_period_quantity"] = decimal_text(line.metered_before)
-    agreed, rating = line.rate_card.discounts, line.rating
-    if agreed and agreed.usage and (rating.usage_discount or rating.usage_discount_before):
-        body["discounts"] = LineDiscounts(usage=[_usage_discount(line, agreed.usage)])
-
-
-def _detail(line: RatedLine, detail: DetailedLine, period: PeriodBody) -> DetailedLineBody:
-    quantity, amount = decimal_text(detail.quantity), decimal_text(detail.per_unit_amount)
-    term = line.payment_term
-    price: DetailedPrice = {"type": "flat", "amount": amount, "payment_term": term}
-    card: DetailedRateCard = {"price": price, "quantity": quantity}
-    if line.rate_card.tax_config is not None:
-        card["tax_config"] = line.rate_card.tax_config
-    body: DetailedLineBody = {  # not by its name, which takes longer: there are hundreds
-        "type": "flat_fee",
-        "id": derived_id(*line.identity, detail.reference),
-        "name": detail.name,
-        "description": detail.description,
-        "created_at": line.created_at,
-        "updated_at": line.updated_at,
-        "managed_by": "system",
-        "status": "detailed",
-        "category": detail.category,
-        "currency": line.currency,
-        "period": period,
-        "invoice_at": line.invoice_at,
-        "per_unit_amount": amount,
-        "quantity": quantity,
-        "payment_term": term,
-        "rate_card": card,
-        "totals": _detail_totals(detail, line.currency),
-    }
-    if detail.discounts:
-        body["discounts"] = _amount_discounts(line, detail)
-    return body
-
-
-def _detail_totals(detail: DetailedLine, currency: str) -> TotalsBody:
-    amount, nothing = _money(detail.amount, currency), _nothing(currency)
-    regular = detail.category == "regular"
-    return {
-        "amount": amount if regular else nothing,
-        "charges_total": nothing if regular else amount,
-        "discounts_total": _money(detail.discounted, currency) if detail.discounts else nothing,
-        "credits_total": nothing,
-        "taxes_inclusive_total": nothing,
-        "taxes_exclusive_total": nothing,
-        "taxes_total": nothing,
-        "total": _money(detail.total, currency) if detail.discounts else amount,
-    }
-
-
-def _amount_discounts(line: RatedLine, detail: DetailedLine) -> LineDiscounts:
-    found = [
-        LineAmountDiscount(
-            id=derived_id(*line.identity, detail.reference, discount.reason),
-            created_at=line.created_at,
-            updated_at=line.updated_at,
-            reason=_reason(line, discount),
-            description=discount.description,
-            amount=_money(discount.amount, line.currency),
-        )
-        for discount in detail.discounts
-    ]
-    return LineDiscounts(amount=found)
-
-
-def _reason(line: RatedLine, discount: AmountDiscount) -> MaximumSpend | RatecardPercentage:
-    agreed = line.rate_card.discounts
-    if discount.reason == "maximum_spend" or agreed is None or agreed.percentage is None:
-        return MaximumSpend()
-    return RatecardPercentage(**dict(agreed.percentage))
-
-
-def _usage_discount(line: RatedLine, agreed: BillingDiscountUsage) -> LineUsageDiscount:
-    return LineUsageDiscount(
-        id=derived_id(*line.identity, "ratecard_usage"),
-        created_at=line.created_at,
-        updated_at=line.updated_at,
-        reason=RatecardUsage(**dict(agreed)),
-        quantity=decimal_text(line.rating.usage_discount),
-        pre_line_period_quantity=decimal_text(line.rating.usage_discount_before),
-    )
-
-
-def tax_body(tax: LineTax, currency: str) -> LineTaxBody:
-    body = LineTaxBody(
-        percent=tax.percent,
-        behavior=tax.behavior,
-        base=_money(tax.base, currency),
-        amount=_money(tax.amount, currency),
-    )
-    if tax.config is not None:
-        body["config"] = tax.config
-    if tax.code is not None:
-        body["code"] = tax.code
-    return body
-
-
-def totals_body(totals: Totals, currency: str) -> TotalsBody:
-    return TotalsBody(
-        amount=_money(totals.amount, currency),
-        charges_total=_money(totals.charges, currency),
-        discounts_total=_money(totals.discounts, currency),
-        credits_total=_money(totals.credits, currency),
-        taxes_inclusive_total=_money(totals.taxes_inclusive, currency),
-        taxes_exclusive_total=_money(totals.taxes_exclusive, currency),
-        taxes_total=_money(totals.taxes, currency),
-        total=_money(totals.total, currency),
-    )
-
-
-@cache
-def _nothing(currency: str) -> str:
-    return _money(Decimal(0), currency)
-
-
-def _money(amount: Decimal, currency: str) -> str:
-    """With the digits of the currency's minor unit: 2.50 in USD, 3 in JPY."""
-    return f"{amount:.{minor_digits(currency)}f}"
+    """As FastAPI would send it, in a tenth of the time: it has its shape, and is not asked whether it has."""
+    return Response(_encoder.encode(invoice), media_type="application/json")
 
 
 def customer_body(customer: Customer) -> InvoiceCustomer:
@@ -636,9 +465,3 @@ def customer_body(customer: Customer) -> InvoiceCustomer:
         addresses=[customer.billing_address] if customer.billing_address else None,
         usage_attribution=UsageAttributionBody(subject_keys=customer.subject_keys),
     )
-
-
-def span(periods: Iterable[Period]) -> PeriodBody:
-    """From the first start to the last end, of one at least."""
-    every = list(periods)
-    return PeriodBody(from_=min(p.start for p in every), to=max(p.end for p in every))

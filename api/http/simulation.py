@@ -18,16 +18,14 @@ from api.http.auth import reader
 from api.http.body import Body, ExactRoute, Instant, Metadata
 from api.http.invoice_body import (
     InvoiceBody,
-    RatedLine,
     StatusDetails,
     Ulid,
     UsageBasedRateCard,
     customer_body,
     invoice_response,
-    line_body,
     span,
-    totals_body,
 )
+from api.http.rated_line import RatedLine, line_body, totals_body
 from api.http.session import Now, Transaction
 from api.http.stored_invoice import party_body, workflow_body
 from billing.contracts.customer import Customer, get_customer
@@ -39,13 +37,15 @@ from catalog.tax import TaxConfig
 from metering.errors import Issue
 from metering.ids import derived_id
 from metering.period import Period
-from metering.wire import Numeric
+from metering.wire import Numeric, camel
 
 __all__ = ["router"]
 
 router = APIRouter(prefix="/api/v1/billing/customers", tags=["Invoices"], route_class=ExactRoute)
 
 NUMBER = "SIMULATION"
+DEPRECATED = ("price", "feature_key", "tax_config")
+"""Members of a line that its rate card has, too."""
 
 
 class PeriodInput(Body):
@@ -140,22 +140,22 @@ def _invoice(
         )
         for i, (line, card, rating) in enumerate(zip(body.lines, cards, found.ratings, strict=True))
     ]
-    return InvoiceBody(
-        type="standard",
-        id=derived_id(customer.id, "simulation"),
-        created_at=now,
-        updated_at=now,
-        supplier=party_body(profile.supplier),
-        customer=customer_body(customer),
-        number=body.number or NUMBER,
-        currency=body.currency,
-        totals=totals_body(found.totals, body.currency),
-        status="draft",
-        status_details=StatusDetails(extended_status="draft.created"),
-        period=span(line.period for line in rated),
-        workflow=workflow_body(profile.id, profile.app_id, profile.workflow),
-        lines=[line_body(line) for line in rated],
-    )
+    return {
+        "type": "standard",
+        "id": derived_id(customer.id, "simulation"),
+        "createdAt": now,
+        "updatedAt": now,
+        "supplier": party_body(profile.supplier),
+        "customer": customer_body(customer),
+        "number": body.number or NUMBER,
+        "currency": body.currency,
+        "totals": totals_body(found.totals, body.currency),
+        "status": "draft",
+        "statusDetails": StatusDetails(extended_status="draft.created"),
+        "period": span(line.period for line in rated),
+        "workflow": workflow_body(profile.id, profile.app_id, profile.workflow),
+        "lines": [line_body(line) for line in rated],
+    }
 
 
 def _contradictions(line: InvoiceSimulationLine, i: int) -> Iterator[Issue]:
@@ -168,13 +168,11 @@ def _contradictions(line: InvoiceSimulationLine, i: int) -> Iterator[Issue]:
                 code="field_required", message="this is required", field=f"{path}.rateCard", hint=hint
             )
         return
-    pairs = (
-        ("price", line.price, card.price),
-        ("featureKey", line.feature_key, card.feature_key),
-        ("taxConfig", line.tax_config, card.tax_config),
-    )
-    for name, beside, inside in pairs:
-        if beside is not None and beside != inside:
+    for field in DEPRECATED:
+        if field not in line.model_fields_set:
+            continue
+        beside, name = getattr(line, field), camel(field)
+        if beside is not None and beside != getattr(card, field):
             message = f"{name} is not what the rate card says"
             hint = f"It is deprecated here: say it in rateCard.{name} only."
             yield Issue(code="rate_card_contradicted", message=message, field=f"{path}.{name}", hint=hint)

@@ -18,30 +18,25 @@ from api.http.invoice_body import (
     LineSubscription,
     Party,
     PrecedingBody,
-    RatedLine,
     Reference,
     StatusDetails,
     UsageAttributionBody,
     UsageBasedRateCard,
     ValidationIssueBody,
     customer_body,
-    line_body,
     period_body,
     span,
-    tax_body,
-    totals_body,
 )
+from api.http.rated_line import RatedLine, line_body, tax_body, totals_body
 from billing.contracts.customer import Customer
 from billing.invoices.gathering import GatheringInvoice, gathering_id
 from billing.invoices.invoice import Invoice, InvoiceLine, Preceding
-from billing.invoices.invoice_tax import with_taxes
 from billing.invoices.provider import facts_of
 from billing.invoices.state import EDITABLE, FAILED, actions_of, short
 from billing.profiles.profile import Party as PartyValue
 from billing.profiles.workflow import Workflow
 from billing.rating.billable import DueLine, usage_from
 from billing.rating.rater import NO_DISCOUNTS, Rating
-from billing.taxes.tax import LineTax
 from catalog.rate_card import RateCard
 from catalog.rate_card import UsageBasedRateCard as UsageCard
 from metering.exact import EXACT
@@ -75,11 +70,11 @@ def _metered(quantity: Decimal | None, before: Decimal) -> Decimal | None:
     return None if quantity is None else EXACT.subtract(quantity, before)
 
 
-def _due_line(line: DueLine, taxes: Sequence[LineTax], now: datetime) -> LineBody:
+def _due_line(line: DueLine, now: datetime) -> LineBody:
     one, card = line.billable, line.billable.rate_card
     shown = _card(card)
     before = _metered_before(line.rating, shown)
-    body = line_body(
+    return line_body(
         RatedLine(
             identity=tuple(one.identity.split("/")),
             name=card.name,
@@ -98,10 +93,6 @@ def _due_line(line: DueLine, taxes: Sequence[LineTax], now: datetime) -> LineBod
             subscription=_source(one.subscription_id, one.phase_id, one.item_id, one.billing),
         )
     )
-    if taxes:
-        body["totals"] = totals_body(with_taxes(line.totals, taxes), one.currency)
-        body["taxes"] = [tax_body(tax, one.currency) for tax in taxes]
-    return body
 
 
 def _source(
@@ -160,27 +151,26 @@ def _stored_line(line: InvoiceLine, currency: str) -> LineBody:
 
 def gathering_body(invoice: GatheringInvoice, now: datetime, *, lines: bool) -> InvoiceBody:
     customer, profile = invoice.customer, invoice.profile
-    body = InvoiceBody(
-        type="standard",
-        id=gathering_id(customer.id, invoice.currency),
-        created_at=invoice.since,
-        updated_at=now,
-        supplier=party_body(profile.supplier),
-        customer=customer_body(customer),
-        number=f"GATHER-{customer.id[-6:]}-{invoice.currency}",
-        currency=invoice.currency,
-        totals=totals_body(invoice.totals, invoice.currency),
-        status="gathering",
-        status_details=StatusDetails(
+    body: InvoiceBody = {
+        "type": "standard",
+        "id": gathering_id(customer.id, invoice.currency),
+        "createdAt": invoice.since,
+        "updatedAt": now,
+        "supplier": party_body(profile.supplier),
+        "customer": customer_body(customer),
+        "number": f"GATHER-{customer.id[-6:]}-{invoice.currency}",
+        "currency": invoice.currency,
+        "totals": totals_body(invoice.totals, invoice.currency),
+        "status": "gathering",
+        "statusDetails": StatusDetails(
             extended_status="gathering", available_actions={"invoice": ActionDetails()}
         ),
-        workflow=workflow_body(profile.id, profile.app_id, profile.workflow),
-    )
+        "workflow": workflow_body(profile.id, profile.app_id, profile.workflow),
+    }
     if invoice.lines:
         body["period"] = span(line.period for line in invoice.lines)
     if lines:
-        taxed = zip(invoice.lines, invoice.taxes, strict=True)
-        body["lines"] = [_due_line(line, taxes, now) for line, taxes in taxed]
+        body["lines"] = [_due_line(line, now) for line in invoice.lines]
     return body
 
 
@@ -203,32 +193,32 @@ def invoice_body(
     """As it is stored; whose subjects its customer has is of today."""
     actions = actions_of(invoice.status, facts_of(invoice, now))
     subjects = customers[invoice.customer_id].subject_keys
-    body = InvoiceBody(
-        id=invoice.id,
-        type="credit_note" if invoice.type == "credit_note" else "standard",
-        created_at=invoice.created_at,
-        updated_at=invoice.updated_at,
-        supplier=party_body(invoice.supplier),
-        customer=InvoiceCustomer(
+    body: InvoiceBody = {
+        "id": invoice.id,
+        "type": "credit_note" if invoice.type == "credit_note" else "standard",
+        "createdAt": invoice.created_at,
+        "updatedAt": invoice.updated_at,
+        "supplier": party_body(invoice.supplier),
+        "customer": InvoiceCustomer(
             **party_body(invoice.customer).model_dump(),
             usage_attribution=UsageAttributionBody(subject_keys=subjects),
         ),
-        number=invoice.number,
-        currency=invoice.currency,
-        totals=totals_body(invoice.totals, invoice.currency),
-        status=short(invoice.status),  # type: ignore[typeddict-item]
-        status_details=StatusDetails(
+        "number": invoice.number,
+        "currency": invoice.currency,
+        "totals": totals_body(invoice.totals, invoice.currency),
+        "status": short(invoice.status),  # type: ignore[typeddict-item]
+        "statusDetails": StatusDetails(
             immutable=invoice.status not in EDITABLE,
             failed=invoice.status in FAILED,
             extended_status=invoice.status,
             available_actions={name: ActionDetails(resulting_state=to) for name, to in actions.items()},
         ),
-        workflow=workflow_body(invoice.billing_profile_id, invoice.app_id, invoice.workflow),
-        validation_issues=[ValidationIssueBody(**issue) for issue in invoice.validation_issues],
-        external_ids=ExternalIds(
+        "workflow": workflow_body(invoice.billing_profile_id, invoice.app_id, invoice.workflow),
+        "validationIssues": [ValidationIssueBody(**issue) for issue in invoice.validation_issues],
+        "externalIds": ExternalIds(
             invoicing=invoice.external_ids.get("invoicing"), payment=invoice.external_ids.get("payment")
         ),
-    )
+    }
     _add_instants(body, invoice)
     if invoice.description is not None:
         body["description"] = invoice.description
@@ -251,11 +241,11 @@ def _add_external_ids(lines: Sequence[LineBody], known: Mapping[str, str]) -> No
     ]
     for line in every:
         if external := known.get(f"line/{line['id']}"):
-            line["external_ids"] = ExternalIds(invoicing=external)
+            line["externalIds"] = ExternalIds(invoicing=external)
         discounts = line.get("discounts", LineDiscounts())
         for discount in (*discounts.get("amount", ()), *discounts.get("usage", ())):
             if external := known.get(f"discount/{discount['id']}"):
-                discount["external_ids"] = ExternalIds(invoicing=external)
+                discount["externalIds"] = ExternalIds(invoicing=external)
 
 
 def _preceding(invoice_id: str | None, preceding: Preceding) -> PrecedingBody:
@@ -269,14 +259,14 @@ def _preceding(invoice_id: str | None, preceding: Preceding) -> PrecedingBody:
 
 def _add_instants(body: InvoiceBody, invoice: Invoice) -> None:
     found = {
-        "deleted_at": invoice.deleted_at,
-        "issued_at": invoice.issued_at,
-        "draft_until": invoice.draft_until,
-        "quantity_snapshoted_at": invoice.quantity_snapshotted_at,
-        "collection_at": invoice.collection_at,
-        "due_at": invoice.due_at,
-        "voided_at": invoice.voided_at,
-        "sent_to_customer_at": invoice.sent_to_customer_at,
+        "deletedAt": invoice.deleted_at,
+        "issuedAt": invoice.issued_at,
+        "draftUntil": invoice.draft_until,
+        "quantitySnapshotedAt": invoice.quantity_snapshotted_at,
+        "collectionAt": invoice.collection_at,
+        "dueAt": invoice.due_at,
+        "voidedAt": invoice.voided_at,
+        "sentToCustomerAt": invoice.sent_to_customer_at,
     }
     body.update({name: at for name, at in found.items() if at is not None})  # type: ignore[typeddict-item]
     if invoice.period_start is not None and invoice.period_end is not None:

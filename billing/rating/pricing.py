@@ -141,13 +141,13 @@ def _ladders(price: TieredPrice, groups: Mapping[Group, Decimal], *, last: bool)
             yield replace(part, reference=f"{part.reference}{json.dumps(group)}", label=label)
 
 
-def _ladder(price: TieredPrice, quantity: Decimal, *, last: bool) -> Iterator[Part]:
+def _ladder(price: TieredPrice, quantity: Decimal, *, last: bool) -> Iterable[Part]:
     if quantity < 0:
-        for part in _ladder(price, -quantity, last=last):
-            yield replace(part, quantity=-part.quantity)
-    elif quantity or last:
-        climb = _graduated if price.mode == "graduated" else _volume
-        yield from climb(price.tiers, quantity)
+        return [replace(part, quantity=-part.quantity) for part in _ladder(price, -quantity, last=last)]
+    if not quantity and not last:
+        return ()
+    climb = _graduated if price.mode == "graduated" else _volume
+    return climb(price.tiers, quantity)
 
 
 def _graduated(tiers: Iterable[PriceTier], quantity: Decimal) -> Iterator[Part]:

@@ -150,7 +150,8 @@ def rate(terms: Terms, usage: Usage = NOTHING, *, before: Usage = NOTHING, last:
 
     `last`: the period ends with this line; a minimum spend is due then. A flat price takes no usage.
     """
-    stood = () if isinstance(terms.price, FlatPrice) else owed(terms, before, last=False)
+    begins = before is NOTHING or isinstance(terms.price, FlatPrice)
+    stood = () if begins else owed(terms, before, last=False)
     return settle(terms, before + usage, before=before, billed=stood, last=last)
 
 
@@ -199,7 +200,7 @@ def _owed(terms: Terms, usage: Usage, *, last: bool) -> tuple[DetailedLine, ...]
 
 def _line(terms: Terms, part: Part) -> DetailedLine:
     per_unit, note = part.per_unit_amount, part.note
-    if terms.share != 1 and isinstance(terms.price, FlatPrice):
+    if isinstance(terms.price, FlatPrice) and terms.share != 1:
         per_unit = round_money(Fraction(per_unit) * terms.share, terms.currency)
         note = f"{plain(part.per_unit_amount)} x {terms.share} of the period"
     amount = round_money(EXACT.multiply(part.quantity, per_unit), terms.currency)
@@ -263,7 +264,7 @@ def _topped_up(terms: Terms, lines: Iterable[DetailedLine], least: Decimal) -> I
 def difference(owed: Iterable[DetailedLine], billed: Iterable[DetailedLine]) -> tuple[DetailedLine, ...]:
     """What is left to bill: line by line, and what was billed for units that now have another price, back."""
     before = {_key(line): line for line in together(billed)}
-    found = [_minus(line, before.pop(_key(line), None)) for line in owed]
+    found = [_minus(line, before.pop(_key(line), None)) for line in owed] if before else list(owed)
     found += map(_reversed, before.values())
     return tuple(line for line in found if line.quantity or line.amount or line.discounts)
 
@@ -319,12 +320,16 @@ def _discounts(
 # -- Totals --------------------------------------------------------------------------------------------------
 
 
-def totals_of(lines: Sequence[DetailedLine]) -> Totals:
-    return Totals(
-        amount=total(line.amount for line in lines if line.category == "regular"),
-        charges=total(line.amount for line in lines if line.category == "commitment"),
-        discounts=total(line.discounted for line in lines),
-    )
+def totals_of(lines: Iterable[DetailedLine]) -> Totals:
+    amount = charges = discounts = ZERO
+    for line in lines:
+        if line.category == "regular":
+            amount = EXACT.add(amount, line.amount)
+        else:
+            charges = EXACT.add(charges, line.amount)
+        if line.discounts:
+            discounts = EXACT.add(discounts, line.discounted)
+    return Totals(amount=amount, charges=charges, discounts=discounts)
 
 
 def add_totals(parts: Iterable[Totals]) -> Totals:

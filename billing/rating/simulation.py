@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
-from billing.rating.pricing import Group, Usage
+from billing.rating.pricing import NOTHING, Group, Usage
 from billing.rating.rater import NO_DISCOUNTS, Rating, Terms, Totals, add_totals, rate
 from catalog.discount import Discounts
 from catalog.discount_rules import check_discounts, check_unit_config
@@ -101,7 +101,8 @@ def _rated(line: SimulatedLine, currency: str) -> Rating:
     )
     if isinstance(line.price, FlatPrice):
         return rate(terms)
-    rating = rate(terms, _usage(line), before=Usage(quantity=line.quantity_before))
+    before = Usage(quantity=line.quantity_before) if line.quantity_before else NOTHING
+    rating = rate(terms, _usage(line), before=before)
     return rating if line.price else replace(rating, details=())
 
 
