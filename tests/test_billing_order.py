@@ -78,6 +78,22 @@ def test_a_run_that_began_before_somebody_invoiced_takes_nothing_back(session: S
     assert wrong(session, at("2026-02-02")) == []
 
 
+def test_a_contract_that_is_cut_to_before_what_was_billed_is_billed_all_again(session: Session) -> None:
+    customer = a_consumer(session)
+    store(session, spent("ada", 5, "2026-01-10"), spent("ada", 7, "2026-01-18"))
+    (early,) = invoice_now(session, customer.id, now=at("2026-01-20"))
+    (line,) = early.lines
+    assert line.subscription_id is not None
+    bill_until(session, at("2026-01-21"))
+    cancel_subscription(session, line.subscription_id, timing=at("2026-01-15"), now=at("2026-01-22"))
+    bill_until(session, at("2026-01-23"))
+    assert ledger(session) == [
+        "2026-01-20 paid 12.00: tokens 01-01..01-20 12.00",
+        "2026-01-22 paid -7.00: tokens 01-01..01-15 -7.00",
+    ]
+    assert wrong(session, at("2026-01-23")) == []
+
+
 def test_a_draft_stays_as_the_next_line_that_was_issued_knew_it(session: Session) -> None:
     """Usage that comes late for it is billed after both."""
     customer = a_consumer(session)

@@ -190,12 +190,13 @@ _PERIODS = """
           AND (e.released_at IS NULL OR e.released_at > i.quantity_snapshotted_at)
     ) AS before ON true
     CROSS JOIN LATERAL (
-        SELECT CASE WHEN before.until IS NULL OR before.settled OR l.share = '0' THEN l.service_start
-                    ELSE before.until END AS start
+        SELECT CASE WHEN before.until IS NULL OR before.settled OR before.until > l.period_end
+                      OR l.share = '0' THEN l.service_start ELSE before.until END AS start
     ) AS expected
     WHERE i.quantity_snapshotted_at IS NOT NULL AND l.period_start {wrong} expected.start AND {some}
     ORDER BY l.identity, l.sequence"""
-"""A line begins where the one before it ended. What changes a settled charge covers all of it again."""
+"""A line begins where the one before it ended. What changes a settled charge covers all of it again, and so
+does one whose contract was cut to before what was billed."""
 
 _GAP = _Check(
     "billed_period_gap",

@@ -102,6 +102,7 @@ class BilledLine(Protocol):
 class DueLine:
     """A line that is to be written: the `sequence`-th of its charge.
 
+    `metered_before`: so much of `usage` as was billed before.
     `correction`: it changes what an earlier line had settled, and covers the whole service period again.
     `first`: no earlier one counts, so that it is written even if it comes to nothing.
     `waived`: it takes back what was given up, and so was never charged: nobody gets anything.
@@ -113,6 +114,7 @@ class DueLine:
     usage: Usage | None
     last: bool
     rating: Rating
+    metered_before: Decimal = Decimal(0)
     correction: bool = False
     first: bool = False
     waived: bool = False
@@ -146,18 +148,20 @@ def due_line(
 ) -> DueLine:
     """What the charge comes to by `until`, less its earlier lines. `last`: nothing more will be used.
 
+    It covers the time since the line before, or all again: when that was the last, or went on for longer.
     Lines that were released, as their invoice was voided, keep their number and count for nothing.
     """
     counted = [line for line in earlier if line.released_at is None]
     before = usage_from(counted[-1].usage) if counted else NOTHING
     billed = [detail for line in counted for detail in line.details]
     settled = any(line.last for line in counted)
-    again = settled or not counted
+    again = settled or not counted or counted[-1].period_end > until
     return DueLine(
         billable=billable,
         sequence=_following(earlier),
         period=Period(start=billable.service.start if again else counted[-1].period_end, end=until),
         usage=usage if billable.metered else None,
+        metered_before=before.quantity,
         last=last,
         rating=settle(billable.terms, usage, before=before, billed=billed, last=last or settled),
         correction=settled,
@@ -232,12 +236,13 @@ def _following(earlier: Sequence[BilledLine]) -> int:
     return earlier[-1].sequence + 1 if earlier else 0
 
 
-def wire_of(usage: Usage | None) -> dict[str, Any] | None:
-    """Usage as facts that are stored with a line."""
+def wire_of(usage: Usage | None, before: Decimal = Decimal(0)) -> dict[str, Any] | None:
+    """Usage as facts that are stored with a line, and how much of it was there `before` the line."""
     if usage is None:
         return None
     return {
         "quantity": plain(usage.quantity),
+        "before": plain(before),
         "events": usage.events,
         "groups": [[list(group), plain(quantity)] for group, quantity in usage.groups.items()],
         "sizes": [[plain(size), count] for size, count in usage.sizes.items()],
