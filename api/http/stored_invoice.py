@@ -31,12 +31,14 @@ from api.http.rated_line import RatedLine, line_body, tax_body, totals_body
 from billing.contracts.customer import Customer
 from billing.invoices.gathering import GatheringInvoice, gathering_id
 from billing.invoices.invoice import Invoice, InvoiceLine, Preceding
+from billing.invoices.invoice_tax import with_taxes
 from billing.invoices.provider import facts_of
 from billing.invoices.state import EDITABLE, FAILED, actions_of, short
 from billing.profiles.profile import Party as PartyValue
 from billing.profiles.workflow import Workflow
 from billing.rating.billable import DueLine, usage_from
 from billing.rating.rater import NO_DISCOUNTS, Rating
+from billing.taxes.tax import LineTax
 from catalog.rate_card import RateCard
 from catalog.rate_card import UsageBasedRateCard as UsageCard
 from metering.exact import EXACT
@@ -70,11 +72,11 @@ def _metered(quantity: Decimal | None, before: Decimal) -> Decimal | None:
     return None if quantity is None else EXACT.subtract(quantity, before)
 
 
-def _due_line(line: DueLine, now: datetime) -> LineBody:
+def _due_line(line: DueLine, taxes: Sequence[LineTax], now: datetime) -> LineBody:
     one, card = line.billable, line.billable.rate_card
     shown = _card(card)
     before = _metered_before(line.rating, shown)
-    return line_body(
+    body = line_body(
         RatedLine(
             identity=tuple(one.identity.split("/")),
             name=card.name,
@@ -93,6 +95,10 @@ def _due_line(line: DueLine, now: datetime) -> LineBody:
             subscription=_source(one.subscription_id, one.phase_id, one.item_id, one.billing),
         )
     )
+    if taxes:
+        body["totals"] = totals_body(with_taxes(line.totals, taxes), one.currency)
+        body["taxes"] = [tax_body(tax, one.currency) for tax in taxes]
+    return body
 
 
 def _source(
@@ -170,7 +176,8 @@ def gathering_body(invoice: GatheringInvoice, now: datetime, *, lines: bool) -> 
     if invoice.lines:
         body["period"] = span(line.period for line in invoice.lines)
     if lines:
-        body["lines"] = [_due_line(line, now) for line in invoice.lines]
+        taxed = zip(invoice.lines, invoice.taxes, strict=True)
+        body["lines"] = [_due_line(line, taxes, now) for line, taxes in taxed]
     return body
 
 
