@@ -74,8 +74,6 @@ def _metered(quantity: Decimal | None, before: Decimal) -> Decimal | None:
 
 def _due_line(line: DueLine, taxes: Sequence[LineTax], now: datetime) -> LineBody:
     one, card = line.billable, line.billable.rate_card
-    shown = _card(card)
-    before = _metered_before(line.rating, shown)
     body = line_body(
         RatedLine(
             identity=tuple(one.identity.split("/")),
@@ -88,9 +86,9 @@ def _due_line(line: DueLine, taxes: Sequence[LineTax], now: datetime) -> LineBod
             updated_at=now,
             period=line.period,
             invoice_at=one.invoice_at,
-            rate_card=shown,
-            metered=_metered(line.quantity, before),
-            metered_before=before,
+            rate_card=_card(card),
+            metered=_metered(line.quantity, line.metered_before),
+            metered_before=line.metered_before,
             rating=line.rating,
             subscription=_source(one.subscription_id, one.phase_id, one.item_id, one.billing),
         )
@@ -123,9 +121,8 @@ def _stored_line(line: InvoiceLine, currency: str) -> LineBody:
         usage_discount_before=line.usage_discount_before,
     )
     billing = Period(start=line.billing_start, end=line.billing_end)
-    card = _card(line.rate_card)
-    before = _metered_before(rating, card)
     quantity = None if line.usage is None else usage_from(line.usage).quantity
+    before = Decimal(0) if line.usage is None else Decimal(line.usage.get("before", "0"))
     body = line_body(
         RatedLine(
             identity=(line.identity, str(line.sequence)),
@@ -139,7 +136,7 @@ def _stored_line(line: InvoiceLine, currency: str) -> LineBody:
             updated_at=line.updated_at,
             period=line.period,
             invoice_at=line.invoice_at,
-            rate_card=card,
+            rate_card=_card(line.rate_card),
             metered=_metered(quantity, before),
             metered_before=before,
             rating=rating,

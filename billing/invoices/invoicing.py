@@ -205,7 +205,7 @@ def _rate(row: InvoiceLine, line: DueLine) -> None:
     row.service_start, row.service_end = one.service.start, one.service.end
     row.billing_start, row.billing_end = one.billing.start, one.billing.end
     row.period_start, row.period_end = line.period.start, line.period.end
-    row.usage, row.last = wire_of(line.usage), line.last
+    row.usage, row.last = wire_of(line.usage, line.metered_before), line.last
     row.quantity, row.quantity_before = rating.quantity, rating.quantity_before
     row.usage_discount, row.usage_discount_before = rating.usage_discount, rating.usage_discount_before
     row.details = rating.details
