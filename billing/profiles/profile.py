@@ -109,17 +109,22 @@ def get_profile(session: Session, profile_id: str | None, *, lock: bool = False)
 
 
 def profiles_of(session: Session, customer_ids: Iterable[str]) -> dict[str, BillingProfile]:
-    """The profile that each customer is invoiced by; two questions, however many there are."""
+    """The profile that each customer is invoiced by; one question, however many there are."""
     ids = set(customer_ids)
-    pins = session.scalars(select(CustomerOverride).where(CustomerOverride.customer_id.in_(ids)))
-    pinned = {pin.customer_id: pin.billing_profile_id for pin in pins if pin.billing_profile_id}
-    query = select(BillingProfile).options(joinedload(BillingProfile.app))
-    wanted = or_(IS_DEFAULT, BillingProfile.id.in_(set(pinned.values())))
-    found = {profile.id: profile for profile in session.scalars(query.where(wanted))}
-    default = next((one for one in found.values() if one.is_default and not one.deleted_at), None)
-    return {
-        id_: found[pinned[id_]] if id_ in pinned else default or get_profile(session, None) for id_ in ids
-    }
+    pinned = and_(
+        CustomerOverride.billing_profile_id == BillingProfile.id, CustomerOverride.customer_id.in_(ids)
+    )
+    query = select(BillingProfile, CustomerOverride.customer_id).options(joinedload(BillingProfile.app))
+    query = query.outerjoin(CustomerOverride, pinned)
+    found: dict[str, BillingProfile] = {}
+    default = None
+    for profile, customer_id in session.execute(
+        query.where(or_(IS_DEFAULT, CustomerOverride.customer_id.is_not(None)))
+    ):
+        default = profile if profile.is_default and not profile.deleted_at else default
+        if customer_id is not None:
+            found[customer_id] = profile
+    return {id_: found.get(id_) or default or get_profile(session, None) for id_ in ids}
 
 
 def list_profiles(
