@@ -14,6 +14,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column
 
 from metering.database import Base, Id, Instant, ValueType
 from metering.errors import ConflictError, Issue, NotFoundError
+from metering.ids import is_ulid
 from metering.wire import WIRE
 
 __all__ = [
@@ -117,7 +118,8 @@ def get_customer(session: Session, name: str, *, by_subject: bool = False, lock:
     query = query.with_for_update() if lock else query
     owner = select(SubjectOwner.customer_id).where(SubjectOwner.subject_key == name).scalar_subquery()
     living = query.where(Customer.deleted_at.is_(None))
-    candidates = [query.where(Customer.id == name), living.where(Customer.id == owner, Customer.key == name)]
+    candidates = [query.where(Customer.id == name)] if is_ulid(name) else []
+    candidates += [living.where(Customer.id == owner, Customer.key == name)]
     candidates += [living.where(Customer.id == owner)] if by_subject else []
     for candidate in candidates:
         if customer := session.scalar(candidate):
