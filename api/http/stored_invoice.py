@@ -60,13 +60,6 @@ def _card(card: RateCard) -> UsageBasedRateCard:
     )
 
 
-def _metered_before(rating: Rating, card: UsageBasedRateCard) -> Decimal:
-    """What was metered before the line; unknown after a conversion, which may round: there is no way back."""
-    if card.unit_config is not None:
-        return Decimal(0)
-    return EXACT.add(rating.quantity_before, rating.usage_discount_before)
-
-
 def _metered(quantity: Decimal | None, before: Decimal) -> Decimal | None:
     """The line's own part of all that was metered so far."""
     return None if quantity is None else EXACT.subtract(quantity, before)
