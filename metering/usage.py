@@ -457,7 +457,10 @@ def _cube(row: Row[Any]) -> _Cube:
 def _execute(
     session: Session, questions: Sequence[_Question], known: Sequence[_Known]
 ) -> list[Sequence[Found]] | None:
-    """The rows of each; None when what was known is so no more."""
+    """The rows of each; None when what was known is so no more.
+
+    What else is asked in the transaction is planned as usual again.
+    """
     statement = Statement()
     width = max(len(question.keys) for question in questions)
     selects = [
@@ -469,7 +472,8 @@ def _execute(
     if not selects:
         return [*answers]
     sql = f"""
-        SELECT known.holds, answer.* FROM (SELECT {_still(statement, known)} AS holds) AS known
+        SELECT known.holds, answer.* FROM (
+            SELECT {_still(statement, known)} AS holds, set_config('plan_cache_mode', 'auto', true)) AS known
         LEFT JOIN ({" UNION ALL ".join(selects)}) AS answer ON true"""
     rows = session.execute(_text_of(sql), statement.parameters).all()
     if not rows[0].holds:

@@ -153,3 +153,10 @@ def test_of_many_subjects_as_of_few(session: Session) -> None:
     answers = query_together(session, many)
     found = query_together(session, few)
     assert [in_order(answers[n]) for n in plain] == [in_order(found[n]) for n in plain]
+
+
+@pytest.mark.usefixtures("known")
+def test_how_statements_are_planned_afterwards_is_as_usual(session: Session) -> None:
+    for one in asked()[:3]:
+        alone(session, one)
+        assert session.execute(text("SHOW plan_cache_mode")).scalar_one() == "auto"
