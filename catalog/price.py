@@ -68,6 +68,9 @@ def _names_of(kind: type) -> tuple[str, ...]:
 
 
 def in_range(amount: Decimal) -> bool:
+    text = str(amount)
+    if len(text) <= MAX_DIGITS and text.replace(".", "", 1).isdigit():
+        return True  # nearly always, and in half the time
     exponent = amount.as_tuple().exponent
     return isinstance(exponent, int) and max(amount.adjusted() + 1, -exponent) <= MAX_DIGITS
 
