@@ -20,7 +20,7 @@ from billing.profiles.workflow import AnchoredAlignment, Workflow
 from billing.rating.billable import Billable, BilledLine, DueLine, due_line, taken_back, waive
 from billing.rating.metered import Demand, usage_of
 from billing.rating.pricing import Usage
-from billing.rating.timeline import Charge, charges
+from billing.rating.timeline import charges
 from catalog.features import features_by_id
 from catalog.interval import parse_interval
 from metering.period import Period
@@ -41,6 +41,8 @@ __all__ = [
 
 LATE = timedelta(days=62)
 """How long after a service period usage of it is still looked for at each billing; two months."""
+WAIT = timedelta(days=31)
+"""How long usage that came late waits for something else to be invoiced."""
 
 Earlier = Mapping[str, Sequence[InvoiceLine]]
 """The lines of each charge, by its identity, in their order."""
@@ -121,7 +123,7 @@ def due_of(
     for payer, line in _charged(session, rated):
         if line.first or line.rating.details:
             due[payer.customer.id].append(line)
-    return due if reach != "due" else {id_: _ripe(lines) for id_, lines in due.items()}
+    return due if reach != "due" else {one.customer.id: _ripe(one, due[one.customer.id]) for one in payers}
 
 
 Rate = Callable[[Sequence[BilledLine]], DueLine]
@@ -134,12 +136,21 @@ def _looked_at(at: datetime, earlier: Sequence[InvoiceLine]) -> datetime:
     return max([at, *(line.period_end for line in counted)])
 
 
-def _ripe(lines: Sequence[DueLine]) -> list[DueLine]:
+def _ripe(payer: Payer, lines: Sequence[DueLine]) -> list[DueLine]:
     """Nothing, unless something doesn't wait; what is waived is no reason for an invoice."""
     charged = [line for line in lines if not line.waived]
-    if all(line.waits for line in charged):
+    if all(line.waits for line in charged) and _is_due_soon(payer):
         return [line for line in lines if line.waived]
     return list(lines)
+
+
+def _is_due_soon(payer: Payer) -> bool:
+    """Whether something follows with which what came late can be invoiced."""
+    return any(
+        payer.at < collected_at(one.invoice_at, payer.profile.workflow) <= payer.at + WAIT
+        for signed in payer.subscriptions
+        for one in charges(signed.contract, since=signed.settled_until, until=payer.at + WAIT)
+    )
 
 
 def _charged(
@@ -191,7 +202,8 @@ def _asked(payer: Payer, one: Billable, earlier: Sequence[InvoiceLine], reach: R
     """Whether there may be something to bill: it is due, it is taken early, or it may have changed since."""
     counted = [line for line in earlier if line.released_at is None]
     if any(line.last for line in counted):
-        return one.service.end > payer.at - LATE or _is_cut_anew(one, counted[-1])
+        late = one.metered and one.service.end <= payer.at - LATE
+        return not late or len(counted) < len(earlier) or _is_cut_anew(one, counted[-1])
     if reach == "begun" or (reach == "used" and one.metered and one.service.start < payer.at):
         return one.service.start <= payer.at
     return collected_at(one.invoice_at, payer.profile.workflow) <= payer.at
@@ -274,25 +286,11 @@ def look_ahead(
     contract = subscription.contract
     horizon = contract.billing_cadence.after(now, 2)
     ahead = charges(contract, since=subscription.settled_until, until=horizon)
-    subscription.next_billing_at = _next_billing_at(subscription, ahead, workflow, now)
-    subscription.settled_until = min(
-        (one.period.start for one in ahead if one.period.end > now - LATE or one.identity not in billed),
-        default=now,
-    )
-
-
-def _next_billing_at(
-    subscription: Subscription, ahead: Iterable[Charge], workflow: Workflow, now: datetime
-) -> datetime | None:
-    """When something new falls due after `now`; a year after its end nothing does any more."""
-    later = (at for one in ahead if (at := collected_at(one.invoice_at, workflow)) > now)
-    if following := min(later, default=None):
-        return following
-    cadence, end = parse_interval(subscription.billing_cadence), subscription.active_to
-    if end is None:
-        return cadence.after(now, 2)
-    following = cadence.after(max(now, end))
-    return following if following < end + FOLLOWED else None
-
-
-FOLLOWED = timedelta(days=366)
+    unsettled = [one for one in ahead if one.period.end > now - LATE or one.identity not in billed]
+    subscription.settled_until = min((one.period.start for one in unsettled), default=now)
+    looks = [at for one in ahead if (at := collected_at(one.invoice_at, workflow)) > now]
+    if any(one.metered and one.identity in billed for one in unsettled):
+        looks.append(now + WAIT)
+    if subscription.status(now) in ("active", "scheduled"):
+        looks.append(horizon)
+    subscription.next_billing_at = min(looks, default=None)

@@ -70,6 +70,10 @@ class Charge:
         return f"{self.subscription_id}/{item.phase_key}/{item.key}/v{item.version}/{start}"
 
     @property
+    def metered(self) -> bool:
+        return not isinstance(self.price, FlatPrice)
+
+    @property
     def share(self) -> Fraction:
         """The part of a full period that a flat price is charged for; usage is never prorated."""
         if not self.prorate or not self.full_period.length:
