@@ -5,6 +5,7 @@ period and told apart by the same dimensions, are one question for all customers
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Literal, NamedTuple
@@ -14,12 +15,18 @@ from sqlalchemy.orm import Session
 from billing.rating.pricing import NOTHING, Group, Usage
 from catalog.features import Feature
 from catalog.price import FlatPrice, MatrixPrice, PercentagePrice, Price, TieredPrice
-from metering.errors import InvalidError
 from metering.exact import total
 from metering.filter_string import FilterString
 from metering.meter import MeterDefinition, UsageQuery, UsageRow
 from metering.period import Period
-from metering.usage import query_numbers, query_usage, query_values
+from metering.usage import (
+    Asked,
+    TooManyRowsError,
+    query_numbers,
+    query_together,
+    query_usage,
+    query_values,
+)
 
 __all__ = ["Demand", "Shape", "shape_of", "usage_of"]
 
@@ -73,7 +80,7 @@ def usage_of(session: Session, demands: Sequence[Demand]) -> list[Usage]:
         for question in _questions(demand):
             owned = dict.fromkeys(demand.subjects, demand.customer_id)
             owners.setdefault(question, {}).update(owned)
-    answers = {question: _ask(session, question, owned) for question, owned in owners.items()}
+    answers = _ask(session, owners)
     return [_usage(demand, answers) for demand in demands]
 
 
@@ -99,6 +106,10 @@ class _Question:
             customers=owners,
             group_by=("customer_id", *self.dimensions),
         )
+
+    def asked(self, owners: Mapping[str, str]) -> Asked:
+        kind: Literal["value", "numbers"] = "value" if self.kind == "quantity" else "numbers"
+        return Asked(kind, self.meter, self.query(owners))
 
 
 def _questions(demand: Demand) -> Iterator[_Question]:
@@ -137,12 +148,24 @@ _Answer = Mapping[str, Sequence[UsageRow]]
 """The rows of each customer who has any, by id."""
 
 
-def _ask(session: Session, question: _Question, owners: Mapping[str, str]) -> _Answer:
-    found: dict[str, list[UsageRow]] = {}
-    for some in _portions(owners):
-        for row in _rows(session, question, some):
-            found.setdefault(row.group["customer_id"], []).append(row)
-    return found
+def _ask(session: Session, owners: Mapping[_Question, Mapping[str, str]]) -> dict[_Question, _Answer]:
+    portions = [(question, some) for question, owned in owners.items() for some in _portions(owned)]
+    found: dict[_Question, dict[str, list[UsageRow]]] = {question: {} for question in owners}
+    for (question, _), rows in zip(portions, _rows_of_all(session, portions), strict=True):
+        for row in rows:
+            found[question].setdefault(row.group["customer_id"], []).append(row)
+    return {**found}
+
+
+def _rows_of_all(
+    session: Session, portions: Sequence[tuple[_Question, dict[str, str]]]
+) -> list[Iterable[UsageRow]]:
+    """Asked together, but for single values, which no cube knows."""
+    together = {n: one[0].asked(one[1]) for n, one in enumerate(portions) if one[0].kind != "sizes"}
+    answers: dict[int, Iterable[UsageRow]] = {}
+    with suppress(TooManyRowsError):
+        answers = dict(zip(together, query_together(session, list(together.values())), strict=True))
+    return [answers[n] if n in answers else _rows(session, *one) for n, one in enumerate(portions)]
 
 
 def _portions(owners: Mapping[str, str]) -> Iterator[dict[str, str]]:
@@ -161,9 +184,9 @@ def _rows(session: Session, question: _Question, owners: dict[str, str]) -> Iter
     """Where there are too many for one answer, half of the customers are asked at a time."""
     try:
         return _ASK[question.kind](session, question.meter, question.query(owners))
-    except InvalidError as error:
+    except TooManyRowsError:
         ids = sorted(set(owners.values()))
-        if len(ids) == 1 or all(issue.code != "too_many_rows" for issue in error.issues):
+        if len(ids) == 1:
             raise
     middle = ids[len(ids) // 2]
     first = {subject: id_ for subject, id_ in owners.items() if id_ < middle}
