@@ -193,6 +193,8 @@ PAGED = {
     "stored invoices with lines": f"{INVOICES}?extendedStatuses=overdue&expand=lines",
     "stored invoices with all": f"{INVOICES}?extendedStatuses=overdue&expand=lines&expand=preceding"
     "&expand=workflow.apps",
+    "gathering invoices": f"{INVOICES}?statuses=gathering",
+    "gathering invoices with lines": f"{INVOICES}?statuses=gathering&expand=lines",
     "credit notes": "/api/v1/billing/credit-notes",
     "billing runs": "/api/v1/billing/runs",
     "billing profiles": "/api/v1/billing/profiles",
