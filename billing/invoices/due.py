@@ -17,7 +17,7 @@ from billing.contracts.subscriptions import Subscription, subscriptions_of
 from billing.invoices.invoice import Invoice, InvoiceLine
 from billing.profiles.profile import BillingProfile, profiles_of
 from billing.profiles.workflow import AnchoredAlignment, Workflow
-from billing.rating.billable import Billable, BilledLine, DueLine, due_line, taken_back, waive
+from billing.rating.billable import Billable, BilledLine, DueLine, due_line, taken_back, usage_from, waive
 from billing.rating.metered import Demand, usage_of
 from billing.rating.pricing import Usage
 from billing.rating.timeline import charges
@@ -98,10 +98,10 @@ def due_of(
 
     Usage counts up to each payer's `at`; of all that has begun, up to `usage_until` or the period's end.
     """
+    begun = [(payer, one) for payer in payers for one in billables_of(payer, payer.at)]
     wanted = [
         (payer, one)
-        for payer in payers
-        for one in billables_of(payer, payer.at)
+        for payer, one in begun
         if only is None or one.identity in only
         if _asked(payer, one, earlier.get(one.identity, ()), reach)
     ]
@@ -113,12 +113,13 @@ def due_of(
     usage = used_by(session, wanted, ends)
     rated: list[tuple[Payer, Rate, Sequence[InvoiceLine]]] = []
     for (payer, one), used, end in zip(wanted, usage, ends, strict=True):
-        last = whole or not one.metered or one.service.end <= end
-        until = one.service.end if last else end
-        rate = partial(due_line, one, used, until=until, last=last)
-        rated.append((payer, rate, earlier.get(one.identity, ())))
+        lines = earlier.get(one.identity, ())
+        if not _is_billed_so(one, used, lines):
+            last = whole or not one.metered or one.service.end <= end
+            until = one.service.end if last else end
+            rated.append((payer, partial(due_line, one, used, until=until, last=last), lines))
     if only is None:
-        rated += _gone(payers, earlier)
+        rated += _gone(payers, earlier, {one.identity for _, one in begun})
     due: dict[str, list[DueLine]] = {payer.customer.id: [] for payer in payers}
     for payer, line in _charged(session, rated):
         if line.first or line.rating.details:
@@ -185,7 +186,7 @@ def earlier_of(session: Session, payers: Sequence[Payer]) -> Earlier:
     if manual := [line.billable.identity for payer in payers for line in payer.pending]:
         lines += session.scalars(select(InvoiceLine).where(InvoiceLine.identity.in_(manual)))
     found: dict[str, list[InvoiceLine]] = {}
-    for line in sorted(lines, key=lambda line: line.sequence):
+    for line in sorted(lines, key=lambda line: (line.identity, line.sequence)):
         found.setdefault(line.identity, []).append(line)
     return found
 
@@ -209,6 +210,13 @@ def _asked(payer: Payer, one: Billable, earlier: Sequence[InvoiceLine], reach: R
     return collected_at(one.invoice_at, payer.profile.workflow) <= payer.at
 
 
+def _is_billed_so(one: Billable, used: Usage, lines: Sequence[InvoiceLine]) -> bool:
+    """Whether the last line said it all, which is so of most that is looked at again."""
+    if not lines or not lines[-1].last or _is_cut_anew(one, lines[-1]):
+        return False
+    return usage_from(lines[-1].usage) == used and all(line.released_at is None for line in lines)
+
+
 def _is_cut_anew(one: Billable, billed: InvoiceLine) -> bool:
     """Whether the contract has changed since, so that it charges for another time, or charges again."""
     return one.service.end != billed.service_end or one.share != Fraction(billed.share)
@@ -224,20 +232,26 @@ def collected_at(invoice_at: datetime, workflow: Workflow) -> datetime:
     return invoice_at if period.start == invoice_at else period.end
 
 
-def _gone(payers: Sequence[Payer], earlier: Earlier) -> Iterable[tuple[Payer, Rate, Sequence[InvoiceLine]]]:
+def _gone(
+    payers: Sequence[Payer], earlier: Earlier, begun: Collection[str]
+) -> Iterable[tuple[Payer, Rate, Sequence[InvoiceLine]]]:
     """What was billed for charges that the contract has no more, such as a period after it was cancelled."""
-    billed = defaultdict[str | None, list[Sequence[InvoiceLine]]](list)
-    for lines in earlier.values():
-        billed[lines[0].subscription_id].append(lines)
-    for payer in payers:
-        for subscription in payer.subscriptions:
-            theirs = billed[subscription.id]
-            until = max([payer.at, *(lines[-1].service_start for lines in theirs)])
-            begun = charges(subscription.contract, since=subscription.settled_until, until=until)
-            there = {one.identity for one in begun}
-            for lines in theirs:
-                if lines[0].identity not in there:
-                    yield payer, partial(taken_back, billable_of(lines[-1], subscription.currency)), lines
+    signed = {
+        subscription.id: (payer, subscription) for payer in payers for subscription in payer.subscriptions
+    }
+    for identity, lines in earlier.items():
+        line = lines[-1]
+        if identity in begun or line.subscription_id is None:
+            continue
+        payer, subscription = signed[line.subscription_id]
+        if line.service_start <= payer.at or not _is_to_come(subscription, line):
+            yield payer, partial(taken_back, billable_of(line, subscription.currency)), lines
+
+
+def _is_to_come(subscription: Subscription, line: InvoiceLine) -> bool:
+    """What it bills lies ahead, and the contract still has it."""
+    ahead = charges(subscription.contract, since=line.service_start, until=line.service_start)
+    return any(one.identity == line.identity for one in ahead)
 
 
 def billable_of(line: InvoiceLine, currency: str) -> Billable:
