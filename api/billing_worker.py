@@ -55,7 +55,7 @@ def billing(engine: Engine, *, every: int) -> Iterator[None]:
 def _bill(sessions: Sessions, stopping: threading.Event) -> None:
     """Whatever happens, the next run comes: what was not committed is found again."""
     try:
-        with closing(billed(sessions, now=clock.now())) as outcomes:
+        with closing(billed(sessions)) as outcomes:
             for outcome in outcomes:
                 _tell(outcome)
                 if stopping.is_set():
@@ -78,17 +78,21 @@ def _tell(outcome: Outcome) -> None:
     )
 
 
-def billed(sessions: Sessions, *, now: datetime, limit: int | None = None) -> Generator[Outcome]:
+def billed(
+    sessions: Sessions, *, now: datetime | None = None, limit: int | None = None
+) -> Generator[Outcome]:
     """Bill all that is due by `now` and that nobody else works on; yields each portion once it is committed.
 
+    Without `now` each portion is billed by its own present: a run may take long, and usage is read as it is.
     `limit`: at most so many customers.
     """
     failed: set[str] = set()
     with _recorded(sessions) as noted:
         while limit is None or limit > 0:
+            at = now or clock.now()
             with sessions.begin() as session:
-                outcome = run_portion(session, now=now, skip=failed, limit=min(limit or PORTION, PORTION))
-                noted(session, outcome, now)
+                outcome = run_portion(session, now=at, skip=failed, limit=min(limit or PORTION, PORTION))
+                noted(session, outcome, at)
             if not outcome.customers:
                 return
             failed |= outcome.failed.keys()
