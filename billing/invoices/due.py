@@ -28,12 +28,14 @@ from metering.period import Period
 __all__ = [
     "Earlier",
     "Payer",
+    "Rate",
     "Reach",
     "billable_of",
     "billables_of",
     "collected_at",
     "due_of",
     "earlier_of",
+    "given_up_among",
     "look_ahead",
     "payers_of",
     "used_by",
@@ -160,14 +162,14 @@ def _charged(
     """Each with what nobody was charged apart: nothing is given back of invoices that were given up."""
     lines = [(payer, rate, before, rate(before)) for payer, rate, before in rated]
     back = [before for _, _, before, line in lines if before and line.totals.total < 0]
-    given_up = _given_up(session, {line.invoice_id for before in back for line in before})
+    given_up = given_up_among(session, {line.invoice_id for before in back for line in before})
     for payer, rate, before, line in lines:
         waived = [one for one in before if one.invoice_id in given_up and one.released_at is None]
         for one in waive(rate, before, waived) if waived else [line]:
             yield payer, one
 
 
-def _given_up(session: Session, invoice_ids: Collection[str]) -> set[str]:
+def given_up_among(session: Session, invoice_ids: Collection[str]) -> set[str]:
     """Those that were deleted as drafts, or voided for good."""
     if not invoice_ids:
         return set()

@@ -5,7 +5,9 @@ the same instant finds nothing due.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from types import MappingProxyType
 
 from sqlalchemy import func, select
@@ -15,12 +17,14 @@ from billing.contracts.customer import Customer, customers_by_id
 from billing.invoices.due import (
     Earlier,
     Payer,
+    Rate,
     Reach,
     billable_of,
     billables_of,
     collected_at,
     due_of,
     earlier_of,
+    given_up_among,
     look_ahead,
     payers_of,
     used_by,
@@ -32,7 +36,8 @@ from billing.invoices.state import EDITABLE
 from billing.profiles.app import SANDBOX_WISH
 from billing.profiles.profile import Party
 from billing.profiles.workflow import Workflow, duration_of
-from billing.rating.billable import Billable, DueLine, due_line, taken_back, wire_of
+from billing.rating.billable import Billable, DueLine, due_line, taken_back, waive, wire_of
+from billing.rating.pricing import Usage
 from metering.ids import new_id
 
 __all__ = ["collect", "draft_until", "line_of", "note_snapshot", "number_drafts", "recompute"]
@@ -236,14 +241,39 @@ def number_drafts(session: Session, drafts: Sequence[Invoice]) -> None:
 # -- Looking again -------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Again:
+    """A line of a draft, and how it is rated now, after those `before` it. None: its charge is no more."""
+
+    payer: Payer
+    invoice: Invoice
+    row: InvoiceLine
+    rate: Rate | None
+    before: Sequence[InvoiceLine]
+    newest: bool
+
+
 def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
     """Rate the lines of drafts anew, by the usage and the contracts as they are now."""
     if not invoices:
         return
+    every = _again(session, invoices, now)
+    for one in every:
+        if one.rate is None:
+            _remove(session, one)
+        else:
+            _rate(one.row, one.rate(one.before))
+    _give_up(session, _waived(session, every, now), now)
+    note_snapshot(session, [one for one in invoices if one.quantity_snapshotted_at is not None], now=now)
+    tax_and_sum_up(session, invoices, now=now)
+
+
+def _again(session: Session, invoices: Sequence[Invoice], now: datetime) -> list[_Again]:
+    """In the order of their numbers: a later line is the difference to the earlier ones."""
     customers = customers_by_id(session, {invoice.customer_id for invoice in invoices})
     payers = {payer.customer.id: payer for payer in payers_of(session, list(customers.values()), {}, now)}
     rows = [(invoice, row) for invoice in invoices for row in invoice.lines]
-    rows.sort(key=lambda each: each[1].sequence)  # a later line is the difference to the earlier ones
+    rows.sort(key=lambda each: each[1].sequence)
     earlier = lines_by_identity(session, (row.identity for _, row in rows))
     there = _still_there(payers, rows, now)
     wanted = [
@@ -252,21 +282,48 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
     ]
     usage = used_by(session, wanted, [row.period_end for _, row in rows])
     fixed = _fixed(session, invoices, earlier)
-    for (invoice, row), (_, one), used in zip(rows, wanted, usage, strict=True):
-        if row.id in fixed:
-            continue
-        before = [line for line in earlier.get(row.identity, ()) if line.sequence < row.sequence]
-        if row.identity in there or row.managed_by == "manual":
-            until = min(row.period_end, one.service.end) if one.metered else one.service.end
-            last = until == one.service.end
-            _rate(row, due_line(one, used, before, until=until, last=last))
-        elif len(earlier.get(row.identity, ())) > 1:  # its lines are numbered without a hole
-            _rate(row, taken_back(one, before))
-        else:
-            invoice.lines.remove(row)
-            session.delete(row)
-    note_snapshot(session, [one for one in invoices if one.quantity_snapshotted_at is not None], now=now)
-    tax_and_sum_up(session, invoices, now=now)
+    return [
+        _Again(
+            payer=payer,
+            invoice=invoice,
+            row=row,
+            rate=_rate_of(row, one, used, sold=row.identity in there, only=len(earlier[row.identity]) == 1),
+            before=[line for line in earlier[row.identity] if line.sequence < row.sequence],
+            newest=row is earlier[row.identity][-1],
+        )
+        for (invoice, row), (payer, one), used in zip(rows, wanted, usage, strict=True)
+        if row.id not in fixed
+    ]
+
+
+def _rate_of(row: InvoiceLine, one: Billable, used: Usage, *, sold: bool, only: bool) -> Rate | None:
+    if sold or row.managed_by == "manual":
+        until = min(row.period_end, one.service.end) if one.metered else one.service.end
+        return partial(due_line, one, used, until=until, last=until == one.service.end)
+    return None if only else partial(taken_back, one)  # the lines of a charge are numbered without a hole
+
+
+def _remove(session: Session, one: _Again) -> None:
+    one.invoice.lines.remove(one.row)
+    session.delete(one.row)
+
+
+def _waived(session: Session, every: Sequence[_Again], now: datetime) -> list[Invoice]:
+    """What takes back what was given up, apart from what really is given back, which stays on its draft."""
+    back = [one for one in every if one.rate and one.newest and one.before and one.row.totals.total < 0]
+    given_up = given_up_among(session, {line.invoice_id for one in back for line in one.before})
+    undone: list[tuple[_Again, DueLine]] = []
+    for one in back:
+        free = [line for line in one.before if line.invoice_id in given_up and line.released_at is None]
+        lines = waive(one.rate, one.before, free) if free and one.rate else []
+        undone += [(one, line) for line in lines if line.waived]
+        if not (rest := [line for line in lines if not line.waived]) and lines:
+            _remove(session, one)
+        for line in rest:
+            one.row.sequence = line.sequence
+            _rate(one.row, line)
+    session.flush()  # the numbers that are free now are those of what is given up
+    return [_draft(one.payer, one.invoice.currency, [line], now) for one, line in undone]
 
 
 def note_snapshot(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
