@@ -150,7 +150,8 @@ def _ended(race: Race, engine: Engine, url: str, *, real: bool) -> list[str]:
         if not real:
             wrong += _pass(http, race, timedelta(days=4))
         until(lambda: not _due(engine), PATIENCE)
-        wrong += bill_the_rest(http, race.world)
+        with Session(engine) as session, session.begin():
+            bill_the_rest(session, _now(engine))
         if not real:
             wrong += _pass(http, race, timedelta(days=4))
         until(lambda: not _due(engine), PATIENCE)
