@@ -199,10 +199,10 @@ def _require_uncredited(session: Session, invoice: Invoice) -> None:
 
 def _after_all_who_counted_it(session: Session, invoice: Invoice, now: datetime) -> datetime:
     """Later than the rating of every later line of its charges, also when the clock stands still."""
-    rated_at = func.coalesce(Invoice.quantity_snapshotted_at, Invoice.created_at)
-    query = select(func.max(rated_at)).join(InvoiceLine, InvoiceLine.invoice_id == Invoice.id)
     identities = [line.identity for line in invoice.lines]
-    query = query.where(InvoiceLine.identity.in_(identities), Invoice.id != invoice.id)
+    query = select(func.max(InvoiceLine.rated_at)).where(
+        InvoiceLine.identity.in_(identities), InvoiceLine.invoice_id != invoice.id
+    )
     latest = session.scalar(query)
     return now if latest is None else max(now, latest + datetime.resolution)
 

@@ -139,6 +139,7 @@ class InvoiceLine(_Sums, Base):
     `usage` is what the charge was rated by, all that was used by then; `share` the part of a full period a
     flat price was charged for; `last` whether nothing more was to be used. With `rate_card` and the lines
     before it, it can be computed again. `released_at`: it was voided, and its charge may be billed anew.
+    `rated_at`: when, so that what was released later had counted.
     `billed_events` says by which events; it is stored when the invoice is issued.
     `credited_line_id`: a credit note made by hand gives back of that line.
     """
@@ -181,6 +182,7 @@ class InvoiceLine(_Sums, Base):
     billed_events: Mapped[EventDigest | None] = mapped_column(ValueType(EventDigest))
     taxes: Mapped[tuple[LineTax, ...]] = mapped_column(ValueType(tuple[LineTax, ...]))
     credited_line_id: Mapped[Id | None] = mapped_column(ForeignKey("invoice_lines.id"), index=True)
+    rated_at: Mapped[Instant]
     released_at: Mapped[Instant | None]
     created_at: Mapped[Instant]
     updated_at: Mapped[Instant]

@@ -10,7 +10,7 @@ from datetime import datetime
 from functools import partial
 from types import MappingProxyType
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from billing.contracts.customer import Customer, customers_by_id
@@ -40,7 +40,7 @@ from billing.rating.billable import Billable, DueLine, due_line, taken_back, wai
 from billing.rating.pricing import Usage
 from metering.ids import new_id
 
-__all__ = ["collect", "draft_until", "line_of", "note_snapshot", "number_drafts", "recompute"]
+__all__ = ["collect", "draft_until", "line_of", "number_drafts", "recompute"]
 
 
 def collect(
@@ -199,11 +199,11 @@ def line_of(line: DueLine, position: int, now: datetime) -> InvoiceLine:
         created_at=now,
         updated_at=now,
     )
-    _rate(row, line)
+    _rate(row, line, now)
     return row
 
 
-def _rate(row: InvoiceLine, line: DueLine) -> None:
+def _rate(row: InvoiceLine, line: DueLine, now: datetime) -> None:
     """Everything about a line that a later look at usage and contract may change while it is a draft."""
     rating, one = line.rating, line.billable
     row.share, row.invoice_at = str(one.share), line.invoice_at
@@ -214,6 +214,7 @@ def _rate(row: InvoiceLine, line: DueLine) -> None:
     row.quantity, row.quantity_before = rating.quantity, rating.quantity_before
     row.usage_discount, row.usage_discount_before = rating.usage_discount, rating.usage_discount_before
     row.details = rating.details
+    row.rated_at = max(now, line.released_at or now)  # the clock may stand still, or `now` be older
     row.totals = rating.totals
 
 
@@ -262,9 +263,11 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
         if one.rate is None:
             _remove(session, one)
         else:
-            _rate(one.row, one.rate(one.before))
+            _rate(one.row, one.rate(one.before), now)
     _give_up(session, _waived(session, every, now), now)
-    note_snapshot(session, [one for one in invoices if one.quantity_snapshotted_at is not None], now=now)
+    for invoice in invoices:
+        if invoice.quantity_snapshotted_at is not None:
+            invoice.quantity_snapshotted_at = now
     tax_and_sum_up(session, invoices, now=now)
 
 
@@ -321,22 +324,9 @@ def _waived(session: Session, every: Sequence[_Again], now: datetime) -> list[In
             _remove(session, one)
         for line in rest:
             one.row.sequence = line.sequence
-            _rate(one.row, line)
+            _rate(one.row, line, now)
     session.flush()  # the numbers that are free now are those of what is given up
     return [_draft(one.payer, one.invoice.currency, [line], now) for one, line in undone]
-
-
-def note_snapshot(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
-    """They are rated. Never before what was released, and so does not count, though `now` may be older."""
-    identities = {row.identity for invoice in invoices for row in invoice.lines}
-    query = select(InvoiceLine.identity, func.max(InvoiceLine.released_at)).group_by(InvoiceLine.identity)
-    query = query.where(InvoiceLine.identity.in_(identities), InvoiceLine.released_at > now)
-    released: dict[str, datetime] = {}
-    if identities:
-        released = {identity: latest for identity, latest in session.execute(query) if latest is not None}
-    for invoice in invoices:
-        later = (released[row.identity] for row in invoice.lines if row.identity in released)
-        invoice.quantity_snapshotted_at = max([now, *later])
 
 
 def _fixed(session: Session, invoices: Sequence[Invoice], earlier: Earlier) -> set[str]:

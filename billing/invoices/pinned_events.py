@@ -44,5 +44,5 @@ def asked_of(
         subjects=customer.usage_subjects,
         period=Period(start=line.service_start, end=max(line.service_start, line.period_end)),
         conditions=feature.conditions,
-        as_of=invoice.quantity_snapshotted_at,
+        as_of=None if invoice.quantity_snapshotted_at is None else line.rated_at,
     )

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from billing.invoices.invoice import Invoice
 from billing.invoices.invoice_tax import RATE_MISSING, tax_and_sum_up
-from billing.invoices.invoicing import draft_until, note_snapshot, recompute
+from billing.invoices.invoicing import draft_until, recompute
 from billing.invoices.numbering import Scope, final_numbers, prefix_of
 from billing.invoices.pinned_events import pin_events
 from billing.invoices.provider import GIVEN_NUMBER, facts_of, provider_of
@@ -92,10 +92,10 @@ def _snapshot(session: Session, invoices: Sequence[Invoice], now: datetime) -> N
     _snapshotted(session, invoices, now)
 
 
-def _snapshotted(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+def _snapshotted(_: Session, invoices: Sequence[Invoice], now: datetime) -> None:
     """Who does not wait for the collection has a draft that is ready as much earlier."""
-    note_snapshot(session, invoices, now=now)
     for invoice in invoices:
+        invoice.quantity_snapshotted_at = now
         if invoice.collection_at is not None and now < invoice.collection_at:
             invoice.collection_at = now
             invoice.draft_until = draft_until(invoice, invoice.workflow)

@@ -187,7 +187,7 @@ _PERIODS = """
         SELECT (array_agg(e.period_end ORDER BY e.sequence DESC))[1] AS until, bool_or(e.last) AS settled
         FROM invoice_lines AS e
         WHERE e.identity = l.identity AND e.sequence < l.sequence
-          AND (e.released_at IS NULL OR e.released_at > i.quantity_snapshotted_at)
+          AND (e.released_at IS NULL OR e.released_at > l.rated_at)
     ) AS before ON true
     CROSS JOIN LATERAL (
         SELECT CASE WHEN before.until IS NULL OR before.settled OR before.until > l.period_end

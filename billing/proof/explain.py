@@ -111,14 +111,14 @@ def explain_line(
     return Explanation(
         invoice=invoice,
         line=line,
-        earlier=_earlier(session, invoice, line),
+        earlier=_earlier(session, line),
         metered=_metered(session, invoice, line, after, limit),
     )
 
 
-def _earlier(session: Session, invoice: Invoice, line: InvoiceLine) -> list[EarlierLine]:
+def _earlier(session: Session, line: InvoiceLine) -> list[EarlierLine]:
     siblings = lines_by_identity(session, [line.identity])[line.identity]
-    counted = {one.id for one in counted_before(invoice, line, siblings)}
+    counted = {one.id for one in counted_before(line, siblings)}
     before = [one for one in siblings if one.sequence < line.sequence]
     found = session.scalars(select(Invoice).where(Invoice.id.in_({one.invoice_id for one in before})))
     invoices = {one.id: one for one in found}

@@ -113,7 +113,7 @@ def replay(invoice: Invoice, by_identity: Mapping[str, Sequence[InvoiceLine]]) -
 
 def replay_line(invoice: Invoice, line: InvoiceLine, siblings: Sequence[InvoiceLine]) -> LineReplay:
     """`siblings`: the lines of its charge, itself among them."""
-    before = counted_before(invoice, line, siblings)
+    before = counted_before(line, siblings)
     again = _rated(invoice, line, before)
     differences = [*_line_differences(line, again), *_tax_differences(invoice, line, again, before)]
     return LineReplay(
@@ -126,15 +126,12 @@ def replay_line(invoice: Invoice, line: InvoiceLine, siblings: Sequence[InvoiceL
     )
 
 
-def counted_before(
-    invoice: Invoice, line: InvoiceLine, siblings: Iterable[InvoiceLine]
-) -> Sequence[InvoiceLine]:
+def counted_before(line: InvoiceLine, siblings: Iterable[InvoiceLine]) -> Sequence[InvoiceLine]:
     """The lines that this one was the difference to: earlier ones that were not yet released."""
-    rated_at = invoice.quantity_snapshotted_at or invoice.created_at
     return [
         one
         for one in siblings
-        if one.sequence < line.sequence and not _released_by(one.released_at, rated_at)
+        if one.sequence < line.sequence and not _released_by(one.released_at, line.rated_at)
     ]
 
 

@@ -106,6 +106,7 @@ class DueLine:
     `correction`: it changes what an earlier line had settled, and covers the whole service period again.
     `first`: no earlier one counts, so that it is written even if it comes to nothing.
     `waived`: it takes back what was given up, and so was never charged: nobody gets anything.
+    `released_at`: until then lines of its charge were released, and so don't count.
     """
 
     billable: Billable
@@ -118,6 +119,7 @@ class DueLine:
     correction: bool = False
     first: bool = False
     waived: bool = False
+    released_at: datetime | None = None
 
     @property
     def invoice_at(self) -> datetime:
@@ -166,6 +168,7 @@ def due_line(
         rating=settle(billable.terms, usage, before=before, billed=billed, last=last or settled),
         correction=settled,
         first=not counted,
+        released_at=_latest_release(earlier),
     )
 
 
@@ -180,6 +183,7 @@ def taken_back(billable: Billable, earlier: Sequence[BilledLine]) -> DueLine:
         last=True,
         rating=Rating(details=difference((), billed)),
         correction=True,
+        released_at=_latest_release(earlier),
     )
 
 
@@ -230,6 +234,10 @@ def waive(
         first=False,
     )
     return [undone, rate([*earlier, _Undone.of(undone)])]
+
+
+def _latest_release(earlier: Sequence[BilledLine]) -> datetime | None:
+    return max((line.released_at for line in earlier if line.released_at is not None), default=None)
 
 
 def _following(earlier: Sequence[BilledLine]) -> int:
