@@ -112,6 +112,24 @@ def test_a_draft_stays_as_the_next_line_that_was_issued_knew_it(session: Session
     assert wrong(session, at("2026-02-02")) == []
 
 
+def test_a_draft_that_stays_counted_what_was_voided_since(session: Session) -> None:
+    """Its quantities are snapshotted after the void, its line was rated before."""
+    customer = a_consumer(session)
+    customer.metadata_ = {SANDBOX_WISH: "failed"}
+    store(session, spent("ada", 5, "2026-01-07"))
+    (first,) = invoice_now(session, customer.id, now=at("2026-01-08"))
+    act(session, first.id, "snapshot_quantities", now=at("2026-01-08"))
+    store(session, spent("ada", 3, "2026-01-09"))
+    invoice_now(session, customer.id, now=at("2026-01-10"))
+    store(session, spent("ada", 2, "2026-01-10T00:15"))
+    (third,) = invoice_now(session, customer.id, now=at("2026-01-10T00:30"))
+    act(session, third.id, "snapshot_quantities", now=at("2026-01-10T00:30"))
+    void_invoice(session, first.id, VoidAction(type="pending"), reason="wrong", now=at("2026-01-10T00:40"))
+    bill_until(session, at("2026-02-02"))
+    assert wrong(session, at("2026-02-02")) == []
+    assert sum(one.totals.total for one in invoices_of(session) if one.voided_at is None) == 10
+
+
 @pytest.mark.parametrize("when", ["2026-01-11T12:00", "2026-01-12", "2026-01-12T12:00"])
 @pytest.mark.parametrize("again", ["2026-01-12", "2026-01-13"])
 def test_what_is_voided_while_somebody_bills_is_computed_again_as_it_was(
