@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from billing.rating.pricing import NOTHING, Group, Usage
 from catalog.features import Feature
-from catalog.price import FlatPrice, MatrixPrice, PercentagePrice, Price, TieredPrice
+from catalog.price import FlatPrice, PercentagePrice, Price, dimensions_of
 from metering.exact import total
 from metering.filter_string import FilterString
 from metering.meter import MeterDefinition, UsageQuery, UsageRow
@@ -53,13 +53,9 @@ class Shape(NamedTuple):
 
 
 def shape_of(price: Price) -> Shape:
-    match price:
-        case TieredPrice(group_by=dimensions) | MatrixPrice(dimensions=dimensions):
-            return Shape(dimensions=dimensions)
-        case PercentagePrice():
-            return Shape(events=True, sizes=price.limited)
-        case _:
-            return Shape()
+    if isinstance(price, PercentagePrice):
+        return Shape(events=True, sizes=price.limited)
+    return Shape(dimensions=dimensions_of(price))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
