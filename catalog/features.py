@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Dialect, ForeignKey, Index, func, select
+from sqlalchemy import Dialect, ForeignKey, Index, bindparam, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, joinedload, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
@@ -253,8 +253,12 @@ def _hold_meters(session: Session, found: Iterable[Feature]) -> None:
 
 def features_by_id(session: Session, ids: Iterable[str]) -> dict[str, Feature]:
     """Those features, archived too, with their meters."""
-    query = select(Feature).options(joinedload(Feature.meter)).where(Feature.id.in_(set(ids)))
-    return {feature.id: feature for feature in session.scalars(query)}
+    return {feature.id: feature for feature in session.scalars(_BY_ID, {"ids": list(set(ids))})}
+
+
+_BY_ID = (
+    select(Feature).options(joinedload(Feature.meter)).where(Feature.id.in_(bindparam("ids", expanding=True)))
+)
 
 
 def archive_feature(session: Session, feature: Feature, *, now: datetime) -> None:

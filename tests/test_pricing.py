@@ -407,7 +407,9 @@ class Chance:
                 percentage=self.maybe(lambda: PercentageDiscount(percentage=self.number(100))),
                 usage=self.maybe(lambda: UsageDiscount(quantity=self.number(30)), 0.3 if counted else 0),
             ),
-            unit_config=self.maybe(self.conversion, 0 if isinstance(price, FlatPrice | PercentagePrice) else 0.2),
+            unit_config=self.maybe(
+                self.conversion, 0 if isinstance(price, FlatPrice | PercentagePrice) else 0.2
+            ),
             share=Fraction(self.random.randint(0, 7), 7),
         )
 

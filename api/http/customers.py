@@ -78,7 +78,7 @@ def customer_bodies(
 ) -> list[CustomerBody]:
     """With the subscriptions of all of them read at once."""
     signed: dict[str, list[Subscription]] = {}
-    for subscription in subscriptions_of(session, [customer.id for customer in customers]):
+    for subscription in subscriptions_of(session, [one.id for one in customers], plans=expand):
         if subscription.status(now) in ("active", "canceled"):
             signed.setdefault(subscription.customer_id, []).append(subscription)
     return [_body(customer, signed.get(customer.id, []), now, expand=expand) for customer in customers]
@@ -193,7 +193,11 @@ def list_subscriptions(
 ) -> SubscriptionPage:
     """In the order in which they begin, or end: what has no end does so last."""
     customer = get_customer(session, customerIdOrKey, by_subject=True)
-    found = [s for s in subscriptions_of(session, [customer.id]) if not status or s.status(now) in status]
+    found = [
+        s
+        for s in subscriptions_of(session, [customer.id], plans=True)
+        if not status or s.status(now) in status
+    ]
     if order_by == "activeTo":
         found.sort(key=lambda one: (one.active_to is None, one.active_to or one.active_from))
     if order == "DESC":

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from sqlalchemy import ForeignKey, func, select, true
-from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, mapped_column, relationship, selectinload
+from sqlalchemy.orm import (
+    InstrumentedAttribute,
+    Mapped,
+    Session,
+    joinedload,
+    mapped_column,
+    relationship,
+    selectinload,
+)
 
 from metering.database import Base, Id, Instant, ValueType
 from metering.errors import ConflictError, Issue, NotFoundError
@@ -114,15 +122,16 @@ def get_customer(session: Session, name: str, *, by_subject: bool = False, lock:
 
     Who looks may name a subject; who changes or signs up a customer must name the customer.
     """
-    query = select(Customer).options(selectinload(Customer.subjects))
-    query = query.with_for_update() if lock else query
+    query = select(Customer).options(joinedload(Customer.subjects))
+    if lock:  # whoever had it may have changed the subjects: they are read once it is ours
+        query = select(Customer).options(selectinload(Customer.subjects)).with_for_update()
     owner = select(SubjectOwner.customer_id).where(SubjectOwner.subject_key == name).scalar_subquery()
     living = query.where(Customer.deleted_at.is_(None))
     candidates = [query.where(Customer.id == name)] if is_ulid(name) else []
     candidates += [living.where(Customer.id == owner, Customer.key == name)]
     candidates += [living.where(Customer.id == owner)] if by_subject else []
     for candidate in candidates:
-        if customer := session.scalar(candidate):
+        if customer := session.scalars(candidate).unique().one_or_none():
             return customer
     raise CustomerNotFoundError(f"no customer {name!r}")
 

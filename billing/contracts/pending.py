@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
 
-from sqlalchemy import ForeignKey, Index, select
+from sqlalchemy import ForeignKey, Index, bindparam, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from billing.contracts.customer import Customer
@@ -159,7 +159,11 @@ def line_issues(line: WantedLine, path: str, metered: set[str]) -> Iterable[Issu
 
 
 def pending_lines_of(session: Session, customer_ids: Iterable[str]) -> Sequence[PendingLine]:
-    query = select(PendingLine).where(
-        PendingLine.customer_id.in_(set(customer_ids)), PendingLine.deleted_at.is_(None)
-    )
-    return session.scalars(query.order_by(PendingLine.id)).all()
+    return session.scalars(_OF_CUSTOMERS, {"ids": list(customer_ids)}).all()
+
+
+_OF_CUSTOMERS = (
+    select(PendingLine)
+    .where(PendingLine.customer_id.in_(bindparam("ids", expanding=True)), PendingLine.deleted_at.is_(None))
+    .order_by(PendingLine.id)
+)

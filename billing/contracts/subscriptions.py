@@ -7,7 +7,7 @@ Nothing that later happens to the plan reaches a running contract.
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import ForeignKey, Index, Select, or_, select
+from sqlalchemy import ForeignKey, Index, Select, bindparam, or_, select
 from sqlalchemy.orm import Mapped, Session, joinedload, mapped_column, relationship, selectinload
 
 from billing.contracts.agreement import (
@@ -434,10 +434,20 @@ def cycle_of(subscription: Subscription, now: datetime, *, within_phase: bool = 
     )
 
 
-def subscriptions_of(session: Session, customer_ids: Iterable[str]) -> Sequence[Subscription]:
-    """All subscriptions that those customers ever had, oldest first, whole."""
-    query = _whole().where(Subscription.customer_id.in_(set(customer_ids)))
-    return session.scalars(query.order_by(Subscription.active_from, Subscription.id)).all()
+def subscriptions_of(
+    session: Session, customer_ids: Iterable[str], *, plans: bool = False
+) -> Sequence[Subscription]:
+    """All subscriptions that those customers ever had, oldest first, with phases and items; and `plans`."""
+    query = _OF_CUSTOMERS.options(selectinload(Subscription.plan)) if plans else _OF_CUSTOMERS
+    return session.scalars(query, {"ids": list(customer_ids)}).unique().all()
+
+
+_OF_CUSTOMERS = (
+    select(Subscription)
+    .options(joinedload(Subscription.phases).joinedload(SubscriptionPhase.items))
+    .where(Subscription.customer_id.in_(bindparam("ids", expanding=True)))
+    .order_by(Subscription.active_from, Subscription.id)
+)
 
 
 def has_subscription(session: Session, customer_id: str, *, since: datetime | None = None) -> bool:

@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Literal
 
-from sqlalchemy import or_, select
+from sqlalchemy import bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from billing.contracts.customer import Customer
@@ -180,17 +180,23 @@ def given_up_among(session: Session, invoice_ids: Collection[str]) -> set[str]:
 def earlier_of(session: Session, payers: Sequence[Payer]) -> Earlier:
     """Those that were billed before what is settled are left out: however long the history, these are few."""
     ids = [subscription.id for payer in payers for subscription in payer.subscriptions]
-    unsettled = or_(
-        Subscription.settled_until.is_(None), InvoiceLine.service_start >= Subscription.settled_until
-    )
-    query = select(InvoiceLine).join(Subscription, InvoiceLine.subscription_id == Subscription.id)
-    lines = list(session.scalars(query.where(Subscription.id.in_(ids), unsettled)))
+    lines = list(session.scalars(_UNSETTLED, {"ids": ids}))
     if manual := [line.billable.identity for payer in payers for line in payer.pending]:
         lines += session.scalars(select(InvoiceLine).where(InvoiceLine.identity.in_(manual)))
     found: dict[str, list[InvoiceLine]] = {}
     for line in sorted(lines, key=lambda line: (line.identity, line.sequence)):
         found.setdefault(line.identity, []).append(line)
     return found
+
+
+_UNSETTLED = (
+    select(InvoiceLine)
+    .join(Subscription, InvoiceLine.subscription_id == Subscription.id)
+    .where(
+        Subscription.id.in_(bindparam("ids", expanding=True)),
+        or_(Subscription.settled_until.is_(None), InvoiceLine.service_start >= Subscription.settled_until),
+    )
+)
 
 
 def billables_of(payer: Payer, until: datetime, *, since: datetime | None = None) -> Iterable[Billable]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from sqlalchemy import ForeignKey, Index, and_, func, or_, select, true
+from sqlalchemy import ForeignKey, Index, and_, bindparam, func, or_, select, true
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, joinedload, mapped_column, relationship
 
 from billing.contracts.customer import Address
@@ -111,20 +111,27 @@ def get_profile(session: Session, profile_id: str | None, *, lock: bool = False)
 def profiles_of(session: Session, customer_ids: Iterable[str]) -> dict[str, BillingProfile]:
     """The profile that each customer is invoiced by; one question, however many there are."""
     ids = set(customer_ids)
-    pinned = and_(
-        CustomerOverride.billing_profile_id == BillingProfile.id, CustomerOverride.customer_id.in_(ids)
-    )
-    query = select(BillingProfile, CustomerOverride.customer_id).options(joinedload(BillingProfile.app))
-    query = query.outerjoin(CustomerOverride, pinned)
     found: dict[str, BillingProfile] = {}
     default = None
-    for profile, customer_id in session.execute(
-        query.where(or_(IS_DEFAULT, CustomerOverride.customer_id.is_not(None)))
-    ):
+    for profile, customer_id in session.execute(_OF_CUSTOMERS, {"ids": list(ids)}):
         default = profile if profile.is_default and not profile.deleted_at else default
         if customer_id is not None:
             found[customer_id] = profile
     return {id_: found.get(id_) or default or get_profile(session, None) for id_ in ids}
+
+
+_OF_CUSTOMERS = (
+    select(BillingProfile, CustomerOverride.customer_id)
+    .options(joinedload(BillingProfile.app))
+    .outerjoin(
+        CustomerOverride,
+        and_(
+            CustomerOverride.billing_profile_id == BillingProfile.id,
+            CustomerOverride.customer_id.in_(bindparam("ids", expanding=True)),
+        ),
+    )
+    .where(or_(IS_DEFAULT, CustomerOverride.customer_id.is_not(None)))
+)
 
 
 def list_profiles(

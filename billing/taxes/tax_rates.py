@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import ColumnElement, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, bindparam, exists, func, or_, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from billing.contracts.customer import COUNTRY
@@ -182,10 +182,14 @@ def list_tax_rates(
 def rates_in(session: Session, countries: Iterable[str]) -> dict[str, list[TaxRate]]:
     """Those that are not deleted, by country."""
     found: dict[str, list[TaxRate]] = {country: [] for country in countries}
-    query = select(TaxRate).where(TaxRate.country.in_(found), TaxRate.deleted_at.is_(None))
-    for rate in session.scalars(query) if found else ():
+    for rate in session.scalars(_IN_COUNTRIES, {"countries": list(found)}) if found else ():
         found[rate.country].append(rate)
     return found
+
+
+_IN_COUNTRIES = select(TaxRate).where(
+    TaxRate.country.in_(bindparam("countries", expanding=True)), TaxRate.deleted_at.is_(None)
+)
 
 
 def any_tax_rate(session: Session) -> bool:
