@@ -112,11 +112,12 @@ def due_of(
         usage_until or one.service.end if whole else _looked_at(payer.at, earlier.get(one.identity, ()))
         for payer, one in wanted
     ]
-    usage = used_by(session, wanted, ends)
+    billed = [_billed_by(earlier.get(one.identity, ())) for _, one in wanted]
+    usage = used_by(session, wanted, ends, billed)
     rated: list[tuple[Payer, Rate, Sequence[InvoiceLine]]] = []
-    for (payer, one), used, end in zip(wanted, usage, ends, strict=True):
+    for (payer, one), used, before, end in zip(wanted, usage, billed, ends, strict=True):
         lines = earlier.get(one.identity, ())
-        if not _is_billed_so(one, used, lines):
+        if used != before or not _is_final(one, lines):
             last = whole or not one.metered or one.service.end <= end
             until = one.service.end if last else end
             rated.append((payer, partial(due_line, one, used, until=until, last=last), lines))
@@ -218,11 +219,16 @@ def _asked(payer: Payer, one: Billable, earlier: Sequence[InvoiceLine], reach: R
     return collected_at(one.invoice_at, payer.profile.workflow) <= payer.at
 
 
-def _is_billed_so(one: Billable, used: Usage, lines: Sequence[InvoiceLine]) -> bool:
-    """Whether the last line said it all, which is so of most that is looked at again."""
+def _billed_by(lines: Sequence[InvoiceLine]) -> Usage | None:
+    """What the last one was rated by."""
+    return usage_from(lines[-1].usage) if lines else None
+
+
+def _is_final(one: Billable, lines: Sequence[InvoiceLine]) -> bool:
+    """Whether the last line said it all, as most do that are looked at again, if usage is what it was."""
     if not lines or not lines[-1].last or _is_cut_anew(one, lines[-1]):
         return False
-    return usage_from(lines[-1].usage) == used and all(line.released_at is None for line in lines)
+    return all(line.released_at is None for line in lines)
 
 
 def _is_cut_anew(one: Billable, billed: InvoiceLine) -> bool:
@@ -280,8 +286,12 @@ def billable_of(line: InvoiceLine, currency: str) -> Billable:
 
 
 def used_by(
-    session: Session, wanted: Sequence[tuple[Payer, Billable]], until: Sequence[datetime]
+    session: Session,
+    wanted: Sequence[tuple[Payer, Billable]],
+    until: Sequence[datetime],
+    billed: Sequence[Usage | None],
 ) -> list[Usage]:
+    """What each used until then; `billed` is what the last line of each was rated by."""
     ids = {one.feature_id for _, one in wanted if one.feature_id}
     features = features_by_id(session, ids)
     demands = [
@@ -291,8 +301,9 @@ def used_by(
             feature=features[one.feature_id] if one.feature_id else None,
             price=one.price,
             period=_so_far(one.service, end),
+            known=known,
         )
-        for (payer, one), end in zip(wanted, until, strict=True)
+        for (payer, one), end, known in zip(wanted, until, billed, strict=True)
     ]
     return usage_of(session, demands)
 

@@ -36,7 +36,7 @@ from billing.invoices.state import EDITABLE
 from billing.profiles.app import SANDBOX_WISH
 from billing.profiles.profile import Party
 from billing.profiles.workflow import Workflow, duration_of
-from billing.rating.billable import Billable, DueLine, due_line, taken_back, waive, wire_of
+from billing.rating.billable import Billable, DueLine, due_line, taken_back, usage_from, waive, wire_of
 from billing.rating.pricing import Usage
 from metering.ids import new_id
 
@@ -283,7 +283,8 @@ def _again(session: Session, invoices: Sequence[Invoice], now: datetime) -> list
         (payers[invoice.customer_id], there.get(row.identity) or billable_of(row, invoice.currency))
         for invoice, row in rows
     ]
-    usage = used_by(session, wanted, [row.period_end for _, row in rows])
+    billed = [usage_from(row.usage) for _, row in rows]
+    usage = used_by(session, wanted, [row.period_end for _, row in rows], billed)
     fixed = _fixed(session, invoices, earlier)
     return [
         _Again(

@@ -11,7 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any, Literal, Protocol
 
-from billing.rating.pricing import NOTHING, Usage
+from billing.rating.pricing import NOTHING, Seen, Usage
 from billing.rating.rater import DetailedLine, Rating, Terms, Totals, difference, settle, totals_of
 from billing.rating.timeline import Charge
 from catalog.price import FlatPrice, Price
@@ -248,12 +248,14 @@ def wire_of(usage: Usage | None, before: Decimal = Decimal(0)) -> dict[str, Any]
     """Usage as facts that are stored with a line, and how much of it was there `before` the line."""
     if usage is None:
         return None
+    seen = usage.seen and {"number": usage.seen.number, "question": usage.seen.question}
     return {
         "quantity": plain(usage.quantity),
         "before": plain(before),
         "events": usage.events,
         "groups": [[list(group), plain(quantity)] for group, quantity in usage.groups.items()],
         "sizes": [[plain(size), count] for size, count in usage.sizes.items()],
+        **({"seen": seen} if seen else {}),
     }
 
 
@@ -265,4 +267,5 @@ def usage_from(wire: Mapping[str, Any] | None) -> Usage:
         events=wire["events"],
         groups={tuple(group): Decimal(quantity) for group, quantity in wire["groups"]},
         sizes={Decimal(size): count for size, count in wire["sizes"]},
+        seen=Seen(**seen) if (seen := wire.get("seen")) else None,
     )

@@ -1,9 +1,11 @@
 """The usage that many charges are priced by, asked in few questions.
 
 What a price asks of usage follows from the price alone. Charges of one meter, narrowed alike, over the same
-period and told apart by the same dimensions, are one question for all customers together.
+period and told apart by the same dimensions, are one question for all customers together. What was asked
+before, and can't have changed since, is not asked again.
 """
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -12,11 +14,12 @@ from typing import Literal, NamedTuple
 
 from sqlalchemy.orm import Session
 
-from billing.rating.pricing import NOTHING, Group, Usage
+from billing.rating.pricing import NOTHING, Group, Seen, Usage
 from catalog.features import Feature
 from catalog.price import FlatPrice, PercentagePrice, Price, dimensions_of
 from metering.exact import total
 from metering.filter_string import FilterString
+from metering.late_usage import Arrivals, arrivals_of
 from metering.meter import MeterDefinition, UsageQuery, UsageRow
 from metering.period import Period
 from metering.usage import (
@@ -60,24 +63,85 @@ def shape_of(price: Price) -> Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demand:
-    """What a customer, who owns `subjects`, used of a feature in a period, as far as `price` asks."""
+    """What a customer, who owns `subjects`, used of a feature in a period, as far as `price` asks.
+
+    `known`: an answer of an earlier time, maybe to another question.
+    """
 
     customer_id: str
     subjects: tuple[str, ...]
     feature: Feature | None
     price: Price
     period: Period
+    known: Usage | None = None
 
 
 def usage_of(session: Session, demands: Sequence[Demand]) -> list[Usage]:
     """The usage of each: nothing at a flat price, of a feature without a meter, or in an empty period."""
+    names = _names(demands)
+    arrivals = _arrivals(session, demands, names) if any(names) else Arrivals()
+    same = [_still(demand, name, arrivals) for demand, name in zip(demands, names, strict=True)]
     owners: dict[_Question, dict[str, str]] = {}
-    for demand in demands:
-        for question in _questions(demand):
+    for demand, usage in zip(demands, same, strict=True):
+        for question in _questions(demand) if usage is None else ():
             owned = dict.fromkeys(demand.subjects, demand.customer_id)
             owners.setdefault(question, {}).update(owned)
     answers = _ask(session, owners)
-    return [_usage(demand, answers) for demand in demands]
+    return [
+        _seen(demand, name, _usage(demand, answers), arrivals) if usage is None else usage
+        for demand, name, usage in zip(demands, names, same, strict=True)
+    ]
+
+
+# -- What was asked before -----------------------------------------------------------------------------------
+
+
+def _names(demands: Sequence[Demand]) -> list[str]:
+    """What stands for all that each asks, but for the instant; "" where nothing is asked."""
+    features: dict[str, str] = {}
+    names = []
+    for demand in demands:
+        if (whole := _whole(demand)) is None:
+            names.append("")
+            continue
+        feature_id = demand.feature.id if demand.feature else ""
+        if feature_id not in features:
+            features[feature_id] = repr((whole.meter, whole.conditions))
+        period, subjects = demand.period, sorted(demand.subjects)
+        asked = (features[feature_id], subjects, shape_of(demand.price), period.start.isoformat())
+        names.append(_digest(repr((*asked, period.end.isoformat()))))
+    return names
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def _arrivals(session: Session, demands: Sequence[Demand], names: Sequence[str]) -> Arrivals:
+    """Of those whose answer may be known: it is read before anything else is."""
+    asked = zip(demands, names, strict=True)
+    return arrivals_of(session, {s for demand, name in asked if _was(demand, name) for s in demand.subjects})
+
+
+def _was(demand: Demand, name: str) -> Seen | None:
+    """When the same was asked before."""
+    seen = demand.known.seen if demand.known and name else None
+    return seen if seen and seen.question == name else None
+
+
+def _still(demand: Demand, name: str, arrivals: Arrivals) -> Usage | None:
+    """What is known, if it can't have changed."""
+    seen = _was(demand, name)
+    if seen and arrivals.same_since(seen.number, demand.subjects, demand.period.end):
+        return demand.known
+    return None
+
+
+def _seen(demand: Demand, name: str, usage: Usage, arrivals: Arrivals) -> Usage:
+    """With the step it is of, if it was settled by then."""
+    if not name or demand.period.end > arrivals.settled_until:
+        return usage
+    return replace(usage, seen=Seen(number=arrivals.number, question=name))
 
 
 # -- Questions -----------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from catalog.price import (
 from catalog.unit_config import UnitConfig, convert
 from metering.exact import EXACT, plain, total
 
-__all__ = ["NOTHING", "Group", "Part", "Usage", "parts"]
+__all__ = ["NOTHING", "Group", "Part", "Seen", "Usage", "parts"]
 
 Group = tuple[str | None, ...]
 """A value for each dimension by which a price tells units apart; None where an event has none."""
@@ -34,15 +34,26 @@ ZERO, ONE = Decimal(0), Decimal(1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """As of which step of metering/late_usage.py, and as the answer to which question, usage was read."""
+
+    number: int
+    question: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What was used, as far as its price asks: the quantity, and maybe the number of events, the quantity of
     each group, and how many events had each value.
+
+    `seen`: it was settled when it was read, and whether it has changed since is known without reading it.
     """
 
     quantity: Decimal = ZERO
     events: int = 0
     groups: Mapping[Group, Decimal] = field(default_factory=dict)
     sizes: Mapping[Decimal, int] = field(default_factory=dict)
+    seen: Seen | None = field(default=None, compare=False)
 
     def __add__(self, other: "Usage") -> "Usage":
         if self is NOTHING:

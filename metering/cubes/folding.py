@@ -20,6 +20,7 @@ from metering.cubes.closing import close_days
 from metering.cubes.narrowing import clear_away, narrow
 from metering.cubes.plan import CubeSpec, changes, wanted_cubes
 from metering.expressions import ALL_EVENTS, Statement
+from metering.late_usage import note_late
 from metering.meter import MeterDefinition
 from metering.period import FIRST_INSTANT
 from metering.retention import retire_events
@@ -45,7 +46,7 @@ def maintain(connection: Connection[Any], *, now: datetime, retire_after: timede
     try:
         steps = [
             _plan(connection, now),
-            _fold_pending(connection),
+            _fold_pending(connection, now),
             _build(connection),
             close_days(connection, now),
             clear_away(connection),
@@ -107,13 +108,14 @@ def _begin(connection: Connection[Any], spec: CubeSpec, now: datetime) -> None:
     )
 
 
-def _fold_pending(connection: Connection[Any]) -> bool:
+def _fold_pending(connection: Connection[Any], now: datetime) -> bool:
     """Add the oldest pending batches to every cube. One that is being built gets those it has passed by."""
     with connection.transaction():
         waiting = connection.execute(
             "SELECT batch, events FROM pending_batches ORDER BY batch LIMIT %s", [MAX_BATCHES]
         ).fetchall()
         batches = list(_first(waiting))
+        note_late(connection, batches, now=now)
         if not batches:
             return False
         expect_many(connection)

@@ -7,6 +7,7 @@ from psycopg import Connection
 from metering.cubes.adding import VALUES, Cube, add_events, cubes, expect_many
 from metering.cubes.folding import LOCK
 from metering.expressions import ALL_EVENTS, Statement
+from metering.late_usage import note_corrected
 
 __all__ = ["refold_voided"]
 
@@ -19,6 +20,7 @@ def refold_voided(connection: Connection[Any], *, correction_id: str) -> None:
     Belongs at the end of the transaction that did so; folds wait until it is over.
     """
     connection.execute("SELECT pg_advisory_xact_lock(%s)", [LOCK])
+    note_corrected(connection, correction_id=correction_id)
     query = "SELECT count(*) FROM voided_events WHERE correction_id = %s"
     many = connection.execute(query, [correction_id]).fetchall()[0][0] > MANY
     if many:
