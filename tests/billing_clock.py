@@ -11,16 +11,43 @@ from billing.invoices.invoice import Invoice
 from billing.proof.audit import Finding, audit
 from billing.runs.run import due_at, run_portion
 from catalog.money import minor_digits
+from metering.correction import EventIdentity, Selection
+from metering.corrections import create_correction
+from metering.cubes.folding import maintain
+from metering.event import Event
+from tests.test_usage import driver
 
-__all__ = ["bill_until", "invoices_of", "ledger", "wrong"]
+__all__ = ["bill_until", "fold", "invoices_of", "ledger", "void_event", "wrong"]
 
 
-def bill_until(session: Session, until: datetime, *, since: datetime | None = None) -> None:
-    """Everything that falls due on the way, in order, each at its own instant; `since` it is already."""
+def bill_until(
+    session: Session, until: datetime, *, since: datetime | None = None, folding: bool = False
+) -> None:
+    """Everything that falls due on the way, in order, each at its own instant; `since` it is already.
+
+    `folding`: each time the worker has been there just before.
+    """
     while (at := due_at(session)) is not None and at <= until:
-        outcome = run_portion(session, now=max(at, since or at))
+        now = max(at, since or at)
+        if folding:
+            fold(session, now)
+        outcome = run_portion(session, now=now)
         assert outcome.failed == {}
         assert outcome.customers, "something is due, and nobody for whom it is"
+
+
+def fold(session: Session, now: datetime) -> None:
+    """What was stored so far goes into the cubes."""
+    while maintain(driver(session.connection()), now=now):
+        pass
+
+
+def void_event(session: Session, event: Event, now: datetime) -> str:
+    """By a correction, whose id it returns."""
+    selection = Selection(events=(EventIdentity(source=event.source, id=event.id),))
+    return create_correction(
+        session, kind="void", selection=selection, reason="a test", close=True, by="test", now=now
+    ).id
 
 
 def invoices_of(session: Session) -> Sequence[Invoice]:

@@ -41,10 +41,8 @@ from catalog.price import DynamicPrice, FlatPrice, PercentagePrice
 from catalog.rate_card import RateCard, UsageBasedRateCard
 from metering.errors import TollgateError
 from metering.event import Event
-from metering.events import VoidedEvent
-from metering.ids import event_key, new_id
 from tests import reference_rating
-from tests.billing_clock import bill_until, invoices_of, wrong
+from tests.billing_clock import bill_until, invoices_of, void_event, wrong
 from tests.builders import START, a_customer, a_metered_feature, a_plan, fee, phase, sign_up, spent, store
 from tests.test_pricing import Chance
 from tests.test_scenarios import WORKFLOW
@@ -80,7 +78,7 @@ class World:
 
     def take(self, step: Step) -> None:
         """What the rules don't allow now just doesn't happen."""
-        bill_until(self.session, step.time)
+        bill_until(self.session, step.time, folding=True)
         with suppress(TollgateError), self.session.begin_nested():
             STEPS[step.what](self, step.choice, step.time)
 
@@ -97,9 +95,7 @@ class World:
         ]
         if recent:
             event = recent[choice % len(recent)]
-            key = event_key(event.source, event.id)
-            self.session.add(VoidedEvent(key=key, correction_id=new_id(now), voided_at=now))
-            self.session.flush()
+            void_event(self.session, event, now)
             self.voided.add(event.id)
 
     def invoice_now(self, _: int, now: datetime) -> None:
@@ -174,7 +170,7 @@ def test_every_charge_of_a_contract_was_billed_what_it_comes_to(
         world = a_world(session, seed, drafts_wait=drafts_wait)
         for step in sorted(history, key=lambda step: step.hour):
             world.take(step)
-        bill_until(session, ALL_BILLED)
+        bill_until(session, ALL_BILLED, folding=True)
         assert billed(session) == expected(world)
         assert charged(session) >= 0, "nobody was given what they never paid"
         assert wrong(session, ALL_BILLED) == []

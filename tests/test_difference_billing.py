@@ -19,10 +19,8 @@ from billing.rating.rater import Terms
 from catalog.price import FlatPrice
 from catalog.rate_card import UsageBasedRateCard
 from metering.event import Event
-from metering.events import VoidedEvent
-from metering.ids import event_key, new_id
 from tests import reference_rating
-from tests.billing_clock import bill_until, invoices_of, wrong
+from tests.billing_clock import bill_until, invoices_of, void_event, wrong
 from tests.builders import START, a_customer, a_metered_feature, a_plan, at, phase, sign_up, spent, store
 from tests.test_pricing import Chance
 
@@ -103,22 +101,24 @@ def signed_up(session: Session, terms: Terms) -> Customer:
 
 def happen(session: Session, customer: Customer, usage: list[Sent], invoiced_early: list[int]) -> None:
     """In order; whatever falls due meanwhile is billed in time."""
-    steps: list[tuple[datetime, object]] = [(START + hours * HOUR, None) for hours in invoiced_early]
+    steps: list[tuple[datetime, tuple[str, Event] | None]] = [
+        (START + hours * HOUR, None) for hours in invoiced_early
+    ]
     for one in usage:
         event = spent("ada", one.tokens, one.time.isoformat(), model=one.model)
-        steps.append((one.arrival, event))
+        steps.append((one.arrival, ("store", event)))
         if one.voided is not None:
-            steps.append((one.arrival + one.voided * HOUR, event_key(event.source, event.id)))
+            steps.append((one.arrival + one.voided * HOUR, ("void", event)))
     for when, what in sorted(steps, key=lambda step: step[0]):
-        bill_until(session, when)
-        if what is None:
-            invoice_now(session, customer, when)
-        elif isinstance(what, Event):
-            store(session, what)
-        else:
-            session.add(VoidedEvent(key=what, correction_id=new_id(when), voided_at=when))
-            session.flush()
-    bill_until(session, at("2026-06-02"))
+        bill_until(session, when, folding=True)
+        match what:
+            case None:
+                invoice_now(session, customer, when)
+            case "store", event:
+                store(session, event)
+            case _, event:
+                void_event(session, event, when)
+    bill_until(session, at("2026-06-02"), folding=True)
 
 
 def invoice_now(session: Session, customer: Customer, now: datetime) -> None:

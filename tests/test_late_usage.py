@@ -14,24 +14,17 @@ from billing.rating.billable import usage_from, wire_of
 from billing.rating.metered import Demand, usage_of
 from billing.rating.pricing import Usage
 from catalog.features import Feature
-from metering.correction import EventIdentity, Selection
-from metering.corrections import create_correction, revert_correction
-from metering.cubes.folding import maintain
+from metering.corrections import revert_correction
 from metering.event import Event
 from metering.late_usage import BEHIND, arrivals_of
 from metering.period import Period
+from tests.billing_clock import fold, void_event
 from tests.builders import START, a_metered_feature, at, spent, store
 from tests.test_metered import BY_MODEL, FEBRUARY, JANUARY, PERCENTAGE, UNIT, demand
-from tests.test_usage import driver
 
 AFTER = at("2026-02-10")
 FALSE = Decimal(12345)
 """Nobody used so much: who answers this has not read anything."""
-
-
-def fold(session: Session, now: datetime = AFTER) -> None:
-    while maintain(driver(session.connection()), now=now):
-        pass
 
 
 def asked(session: Session, one: Demand) -> Usage:
@@ -50,7 +43,7 @@ def feature(session: Session) -> Feature:
     store(
         session, spent("ada", 5, "2026-01-05"), spent("ada", 7, "2026-02-05"), spent("bob", 1, "2026-01-05")
     )
-    fold(session)
+    fold(session, AFTER)
     return feature
 
 
@@ -72,7 +65,7 @@ def test_who_sent_late_usage_is_read_again_and_nobody_else(
     known, of_bob = asked(session, january), asked(session, bobs)
     store(session, spent("ada", 2, "2026-01-31T23:59:59"))
     if folded:
-        fold(session)
+        fold(session, AFTER)
     assert is_read(session, january, known)
     assert not is_read(session, bobs, of_bob)
     again = asked(session, replace(january, known=known))
@@ -100,27 +93,15 @@ def test_corrections_are_noticed_and_their_reversal_too(session: Session, featur
     january = demand(feature, "ada")
     event = spent("ada", 3, "2026-01-06")
     store(session, event)
-    fold(session)
+    fold(session, AFTER)
     known = asked(session, january)
-    correction = void(session, event)
+    correction = void_event(session, event, AFTER)
     assert is_read(session, january, known)
     without = asked(session, january)
     assert without.quantity == 5
     assert not is_read(session, january, without)
     revert_correction(session, correction, by="test", now=AFTER)
     assert is_read(session, january, without)
-
-
-def void(session: Session, event: Event) -> str:
-    return create_correction(
-        session,
-        kind="void",
-        selection=Selection(events=(EventIdentity(source=event.source, id=event.id),)),
-        reason="a test",
-        close=True,
-        by="test",
-        now=AFTER,
-    ).id
 
 
 def test_another_question_has_another_answer(session: Session, feature: Feature) -> None:
@@ -162,20 +143,20 @@ def test_events_whose_commit_took_long_are_noticed(engine: Engine) -> None:
     with Session(engine, expire_on_commit=False) as session, session.begin():
         feature = a_metered_feature(session)
         store(session, spent("ada", 5, "2026-01-05"))
-        fold(session)
+        fold(session, AFTER)
         january = demand(feature, "ada")
     with Session(engine) as slow, slow.begin():
         store(slow, spent("ada", 2, "2026-01-06"))
         with Session(engine) as session, session.begin():
             store(session, spent("bob", 2, "2026-02-09"))
-            fold(session)
+            fold(session, AFTER)
         with Session(engine) as session, session.begin():
             known = asked(session, january)
             assert known.quantity == 5
             assert not is_read(session, january, known)
     with Session(engine) as session, session.begin():
         assert asked(session, replace(january, known=known)).quantity == 7
-        fold(session)
+        fold(session, AFTER)
         assert asked(session, replace(january, known=known)).quantity == 7
 
 
@@ -238,7 +219,7 @@ class World:
             case ("fold",):
                 fold(self.session, self.now)
             case "void", int(n):
-                self.voids.append(void(self.session, self.events[n % len(self.events)]))
+                self.voids.append(void_event(self.session, self.events[n % len(self.events)], AFTER))
                 self.look()
             case "revert", int(n) if self.voids:
                 revert_correction(self.session, self.voids.pop(n % len(self.voids)), by="test", now=AFTER)
