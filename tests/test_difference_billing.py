@@ -50,7 +50,7 @@ class Sent:
 sent = st.builds(
     Sent,
     hour=st.integers(0, 90 * 24 - 1),
-    delay=st.sampled_from([0, 1, 2, 24, 300, 1000]),
+    delay=st.sampled_from([0, 1, 24, 300, 1000]),
     tokens=st.integers(0, 60),
     model=st.sampled_from(["a", "b", "z"]),
     voided=st.none() | st.integers(0, 200),
@@ -60,7 +60,7 @@ sent = st.builds(
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**32),
-    usage=st.lists(sent, max_size=8),
+    usage=st.lists(sent, min_size=3, max_size=8),
     invoiced_early=st.lists(st.integers(0, 90 * 24), max_size=3),
 )
 def test_all_lines_of_a_period_come_to_what_one_line_would(
