@@ -75,6 +75,9 @@ _COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 """What each aggregation needs of a bucket, and the same of a single event."""
 
+_MERGED = {"events": "sum", "numbers": "sum", "sum": "sum", "min": "min", "max": "max"}
+"""How columns of several buckets become one; others do not."""
+
 _VALUES: Mapping[str, str] = {
     "COUNT": "CAST(sum(events) AS numeric)",
     "UNIQUE_COUNT": "CAST(count(DISTINCT digest) AS numeric)",
@@ -124,12 +127,14 @@ class _Question:
     """`cut` are the windows, where a calendar is needed; `spanning` asks when the events were.
 
     `in_a_row`: the windows are all that is asked for, whatever lies beside them.
+    `merged`: only these columns are wanted, added up for each series, for several questions to be read from.
     """
 
     meter: MeterDefinition
     query: UsageQuery
     cut: Sequence[Period] = ()
     in_a_row: bool = False
+    merged: Sequence[str] = ()
 
     @property
     def period(self) -> Period:
@@ -175,8 +180,20 @@ class _Question:
 
     @property
     def columns(self) -> dict[str, str]:
+        if self.merged:
+            every = {name: of_event for columns in _COLUMNS.values() for name, of_event in columns.items()}
+            return {name: every[name] for name in self.merged}
         columns = dict(_COLUMNS[self.meter.aggregation])
         return columns | ({"first": "time", "last": "time"} if self.spanning else {})
+
+    @property
+    def narrowed(self) -> bool:
+        return bool(self.query.filters or self.query.conditions)
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether it can be read from what is told apart by subject and every dimension of a cube."""
+        return self.of_few and not self.query.window_size and _MERGED.keys() >= self.columns.keys()
 
 
 def query_usage(session: Session, meter: MeterDefinition, query: UsageQuery) -> list[UsageRow]:
@@ -463,15 +480,23 @@ def _execute(
     """
     statement = Statement()
     width = max(len(question.keys) for question in questions)
+    tables: dict[str, str] = {}
+    shared: dict[int, str] = {}
+    for reading in _readings(questions, known):
+        if parts := list(_parts(statement, reading.question, reading.known)):
+            name = f"reading_{len(tables)}"
+            tables[name] = f"{name} AS ({' UNION ALL '.join(parts)})"
+            shared |= dict.fromkeys(reading.members, name)
     selects = [
         select
         for n, (question, its) in enumerate(zip(questions, known, strict=True))
-        if (select := _select(statement, n, question, its, width))
+        if (select := _select(n, question, _parts(statement, question, its, shared.get(n)), width))
     ]
     answers: list[list[Found]] = [[] for _ in questions]
     if not selects:
         return [*answers]
     sql = f"""
+        {"WITH " + ", ".join(tables.values()) if tables else ""}
         SELECT known.holds, answer.* FROM (
             SELECT {_still(statement, known)} AS holds, set_config('plan_cache_mode', 'auto', true)) AS known
         LEFT JOIN ({" UNION ALL ".join(selects)}) AS answer ON true"""
@@ -489,9 +514,48 @@ def _execute(
 _NO_TIME = "CAST(NULL AS timestamptz)"
 
 
-def _select(statement: Statement, number: int, question: _Question, known: _Known, width: int) -> str | None:
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What several questions, by their numbers, are answered from: read once, told apart as a cube can.
+
+    Its keys are the window, the subject, and a dimension for each of the cube's paths.
+    """
+
+    question: _Question
+    known: _Known
+    members: Sequence[int]
+
+
+def _readings(questions: Sequence[_Question], known: Sequence[_Known]) -> Iterator[_Reading]:
+    """Of those over the same time and the same few subjects, one of which needs all of them anyway."""
+    alike = defaultdict[tuple[object, ...], list[int]](list)
+    for n, (question, its) in enumerate(zip(questions, known, strict=True)):
+        if its.cube and question.mergeable:
+            subjects, starts = question.query.counted_subjects, tuple(question.starts)
+            alike[its.cube.id, question.period, subjects, starts].append(n)
+    for members in alike.values():
+        some = [questions[n] for n in members]
+        if len(some) > 1 and not all(question.narrowed for question in some):
+            yield _reading(some, known[members[0]], members)
+
+
+def _reading(questions: Sequence[_Question], known: _Known, members: Sequence[int]) -> _Reading:
+    one, paths = questions[0], known.cube.paths if known.cube else []
+    dimensions = {f"d{n}": path for n, path in enumerate(paths)}
+    query = UsageQuery(
+        start=one.query.start,
+        end=one.query.end,
+        subjects=one.query.counted_subjects,
+        group_by=("subject", *dimensions),
+    )
+    columns = dict.fromkeys(name for question in questions for name in question.columns)
+    meter = replace(one.meter, group_by=dimensions)
+    return _Reading(_Question(meter, query, one.cut, one.in_a_row, tuple(columns)), known, members)
+
+
+def _select(number: int, question: _Question, found: Iterable[str], width: int) -> str | None:
     """Of one question: its number, keys, as many as the one that has most, and what was found."""
-    if not (parts := list(_parts(statement, question, known))):
+    if not (parts := list(found)):
         return None
     keys = ", ".join(question.keys)
     padding = "".join(f", CAST(NULL AS text) AS k{n}" for n in range(len(question.keys), width))
@@ -535,8 +599,16 @@ def _still(statement: Statement, known: Sequence[_Known]) -> str:
             = {statement.bind(pending, "bigint[]")}"""
 
 
-def _parts(statement: Statement, question: _Question, known: _Known) -> Iterator[str]:
-    """Each a SELECT of keys and columns: from days, hours, raw edges, and what the cube has not seen."""
+def _parts(
+    statement: Statement, question: _Question, known: _Known, reading: str | None = None
+) -> Iterator[str]:
+    """Each a SELECT of keys and columns: from days, hours, raw edges, and what the cube has not seen.
+
+    All of that is in the `reading`, if there is one.
+    """
+    if known.cube is not None and reading is not None:
+        yield _from_reading(statement, question, known.cube, reading)
+        return
     if known.cube is None:
         yield _from_events(statement, question, ALL_EVENTS, [_within(statement, question.period)])
         return
@@ -549,6 +621,16 @@ def _parts(statement: Statement, question: _Question, known: _Known) -> Iterator
         yield _from_events(
             statement, question, "events", list(_pending(statement, question, known, segments_.raw))
         )
+
+
+def _from_reading(statement: Statement, question: _Question, cube: _Cube, reading: str) -> str:
+    def dimension(name: str) -> str:
+        return f"r.k{2 + cube.paths.index(question.meter.group_by[name])}"
+
+    keys = [_key(statement, question, name, "r.k1", dimension) for name in question.query.group_by]
+    named = ["r.k0", *(f"{key} AS k{n}" for n, key in enumerate(keys, start=1))]
+    where = " AND ".join(_filters(statement, question, dimension)) or "true"
+    return f"SELECT {', '.join([*named, *question.columns])} FROM {reading} AS r WHERE {where}"
 
 
 def _segments(question: _Question, cube: _Cube) -> Segments:
@@ -603,7 +685,11 @@ def _from_buckets(
         if question.of_few and len(periods) > 1:
             joined, within = _by_period(statement, source, periods), []
         where = " AND ".join([*series, *within])
-        yield f"SELECT {', '.join(named + columns)} {joined} WHERE {where}"
+        if question.merged:
+            sums = [f"{_MERGED[name]}(b.{name}) AS {name}" for name in question.columns]
+            yield f"SELECT {', '.join(named + sums)} {joined} WHERE {where} GROUP BY s.id, 1"
+        else:
+            yield f"SELECT {', '.join(named + columns)} {joined} WHERE {where}"
 
 
 def _by_period(statement: Statement, source: str, periods: Sequence[Period]) -> str:

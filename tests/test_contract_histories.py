@@ -162,7 +162,9 @@ steps = st.builds(
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(seed=st.integers(0, 2**32), history=st.lists(steps, min_size=4, max_size=14), drafts_wait=st.booleans())
+@given(
+    seed=st.integers(0, 2**32), history=st.lists(steps, min_size=4, max_size=14), drafts_wait=st.booleans()
+)
 def test_every_charge_of_a_contract_was_billed_what_it_comes_to(
     session: Session, seed: int, history: list[Step], *, drafts_wait: bool
 ) -> None:
