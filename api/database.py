@@ -1,12 +1,13 @@
 """Connections to PostgreSQL: one pool for requests, single ones for those that hold one for ever."""
 
+import select
 from collections.abc import Callable
 from typing import Any
 
 import psycopg
 from psycopg import Connection
-from sqlalchemy import URL, Engine, create_engine, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import URL, Engine, create_engine, event, text
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 
 from metering.errors import UnavailableError
 
@@ -36,18 +37,31 @@ def open_database(url: str | URL, *, connections: int) -> Engine:
 
     As many requests at a time are let in, so that none waits for a connection for long.
     """
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=connections,
         max_overflow=0,
         pool_timeout=_CONNECT_SECONDS,
-        pool_pre_ping=True,
         connect_args={
             **_VIGILANCE,
             "application_name": "tollgate",
             "options": _OPTIONS,
         },
     )
+    event.listen(engine, "checkout", _require_quiet)
+    return engine
+
+
+def _require_quiet(connection: Connection[Any], *_: object) -> None:
+    """Let the pool connect again where the server has hung up: to be asked it would take a round trip.
+
+    It says so, or ends the connection; nothing else is there to be read while nobody asks.
+    """
+    watch = select.poll()
+    if not connection.closed:
+        watch.register(connection.fileno(), select.POLLIN)
+    if connection.closed or watch.poll(0):
+        raise DisconnectionError
 
 
 def check_database(engine: Engine) -> int:

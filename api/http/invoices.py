@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from api.http.auth import reader
 from api.http.body import ExactRoute, Instant, Page, PageNumber, PageSize, page_of
 from api.http.invoice_body import InvoiceBody, InvoiceStatus, invoice_response
-from api.http.session import Now, Snapshot
+from api.http.session import Now, Snapshot, snapshot
 from api.http.stored_invoice import gathering_body, invoice_body
 from billing.contracts.customer import customers_by_id, get_customer
 from billing.invoices.actions import InvoiceFilter, InvoiceOrder, list_invoices
@@ -137,7 +137,7 @@ def get(
     dependencies=[reader],
 )
 def preview(
-    session: Snapshot,
+    request: Request,
     now: Now,
     customerIdOrKey: str,  # noqa: N803  the wire's name
     at: Annotated[Instant | None, Query(description="usage counts up to this instant")] = None,
@@ -146,8 +146,9 @@ def preview(
     if at is not None and at > now + FURTHEST_AHEAD:
         message = f"at may lie at most {FURTHEST_AHEAD.days // 365} years ahead"
         raise InvalidError(message, Issue(code="too_far_ahead", message=message, field="$.at"))
-    customer = get_customer(session, customerIdOrKey, by_subject=True)
-    invoices = gathering_invoices(session, [customer], at=at or now, usage_until=at)
+    with snapshot(request) as session:
+        customer = get_customer(session, customerIdOrKey, by_subject=True)
+        invoices = gathering_invoices(session, [customer], at=at or now, usage_until=at)
     if not invoices:
         message = f"{customer.name!r} has no subscription by then, so there is nothing to bill"
         raise NotFoundError(message, Issue(code="no_subscription", message=message, field="$.at"))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from sqlalchemy import ForeignKey, func, select, true
+from sqlalchemy import ForeignKey, bindparam, func, select, true
 from sqlalchemy.orm import (
     InstrumentedAttribute,
     Mapped,
@@ -122,18 +122,29 @@ def get_customer(session: Session, name: str, *, by_subject: bool = False, lock:
 
     Who looks may name a subject; who changes or signs up a customer must name the customer.
     """
-    query = select(Customer).options(joinedload(Customer.subjects))
-    if lock:  # whoever had it may have changed the subjects: they are read once it is ours
-        query = select(Customer).options(selectinload(Customer.subjects)).with_for_update()
-    owner = select(SubjectOwner.customer_id).where(SubjectOwner.subject_key == name).scalar_subquery()
-    living = query.where(Customer.deleted_at.is_(None))
-    candidates = [query.where(Customer.id == name)] if is_ulid(name) else []
-    candidates += [living.where(Customer.id == owner, Customer.key == name)]
-    candidates += [living.where(Customer.id == owner)] if by_subject else []
+    candidates = [_BY_ID] if is_ulid(name) else []
+    candidates += [_BY_KEY, _BY_SUBJECT] if by_subject else [_BY_KEY]
     for candidate in candidates:
-        if customer := session.scalars(candidate).unique().one_or_none():
+        # Whoever has the lock may be changing the subjects: they are read once it is ours.
+        query = (
+            candidate.options(selectinload(Customer.subjects)).with_for_update()
+            if lock
+            else candidate.options(joinedload(Customer.subjects))
+        )
+        if customer := session.scalars(query, {"name": name}).unique().one_or_none():
             return customer
     raise CustomerNotFoundError(f"no customer {name!r}")
+
+
+_BY_ID = select(Customer).where(Customer.id == bindparam("name"))
+_BY_SUBJECT = select(Customer).where(
+    Customer.id
+    == select(SubjectOwner.customer_id)
+    .where(SubjectOwner.subject_key == bindparam("name"))
+    .scalar_subquery(),
+    Customer.deleted_at.is_(None),
+)
+_BY_KEY = _BY_SUBJECT.where(Customer.key == bindparam("name"))
 
 
 def customers_by_id(session: Session, ids: Iterable[str]) -> dict[str, Customer]:
