@@ -53,6 +53,7 @@ def serve(settings: Settings) -> None:
             announce()
             _answer(settings, port.sockets[0])
         else:
+            _unless_told_to_stop()
             _stopped_by(supervise(_children(port), _inherited(settings), port=port, started=announce))
 
 
@@ -85,6 +86,7 @@ def work(settings: Settings, *, lifeline: int | None = None) -> None:
             _time(engine, settings)
             print("Tollgate's worker is running. Ctrl-C stops it.", flush=True)  # noqa: T201
         stack.enter_context(_working(engine, settings))
+        _unless_told_to_stop()
         signal.pause()
 
 
@@ -137,6 +139,7 @@ def _announce(port: Port) -> None:
 def _answer(settings: Settings, listening: socket.socket) -> None:
     """Answer requests, in this process, until a signal comes."""
     assert settings.database_url is not None  # noqa: S101  _prepared put it there
+    signal.signal(signal.SIGTERM, _note)  # an app is made in a moment, and not torn while it is
     engine = open_database(settings.database_url, connections=settings.connections)
     config = uvicorn.Config(
         create_app(engine, settings),
@@ -150,6 +153,7 @@ def _answer(settings: Settings, listening: socket.socket) -> None:
     _spare_the_garbage_collector()
     # uvicorn hears signals only while it runs, and sends itself again what it heard when it has ended.
     signal.signal(signal.SIGTERM, lambda *_: setattr(server, "should_exit", True))
+    server.should_exit = bool(_told)
     try:
         server.run(sockets=[listening])
     finally:
@@ -207,8 +211,22 @@ def _require_database_url(settings: Settings, command: str) -> str:
     return settings.database_url
 
 
-def _stop(_: int, __: FrameType | None) -> NoReturn:
+_told: list[int] = []
+"""The signals that asked this process to stop, for Python drops what is raised while it collects garbage."""
+
+
+def _note(kind: int, _: FrameType | None) -> None:
+    _told.append(kind)
+
+
+def _stop(kind: int, frame: FrameType | None) -> NoReturn:
+    _note(kind, frame)
     raise SystemExit(0)
+
+
+def _unless_told_to_stop() -> None:
+    if _told:
+        raise SystemExit(0)
 
 
 def _require_safe(settings: Settings) -> None:

@@ -310,6 +310,49 @@ def test_a_server_that_is_stopped_while_it_starts_leaves_nothing_behind(
         assert client.get("/readyz").status_code == 200
 
 
+TOLD_WHILE_IT_COLLECTS_GARBAGE = """
+import os, signal, sys
+from api import serve
+from api.settings import Settings
+
+class Dying:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            pass
+
+do = getattr(serve, sys.argv[1])
+
+def dying_meanwhile(*arguments):
+    Dying()
+    return do(*arguments)
+
+setattr(serve, sys.argv[1], dying_meanwhile)
+settings = Settings(database_url=sys.argv[3], port=0, workers=int(sys.argv[4]))
+getattr(serve, sys.argv[2])(settings)
+"""
+
+
+@pytest.mark.parametrize(
+    ("when", "what", "workers"),
+    [
+        ("_migrated", "serve", 1),
+        ("_migrated", "serve", 2),
+        ("_migrated", "work", 1),
+        ("_spare_the_garbage_collector", "serve", 1),
+    ],
+)
+def test_a_signal_that_comes_while_garbage_is_collected_is_not_lost(
+    empty_database_url: str, when: str, what: str, workers: int
+) -> None:
+    started = start(["-c", TOLD_WHILE_IT_COLLECTS_GARBAGE, when, what, empty_database_url, str(workers)])
+    try:
+        _, error = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert (started.returncode, "SystemExit" in error) == (0, when == "_migrated"), error
+
+
 def start(command: list[str]) -> "subprocess.Popen[str]":
     pipe = subprocess.PIPE
     return subprocess.Popen(
