@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from functools import partial
+from itertools import chain
 from typing import Literal, NamedTuple
 
 from sqlalchemy.orm import Session
@@ -78,70 +80,104 @@ class Demand:
 
 def usage_of(session: Session, demands: Sequence[Demand]) -> list[Usage]:
     """The usage of each: nothing at a flat price, of a feature without a meter, or in an empty period."""
-    names = _names(demands)
-    arrivals = _arrivals(session, demands, names) if any(names) else Arrivals()
-    same = [_still(demand, name, arrivals) for demand, name in zip(demands, names, strict=True)]
+    features: dict[str, _Facts] = {}
+    wanted = [_Wanted(demand, _facts(demand, features)) for demand in demands]
+    arrivals = _arrivals(session, wanted)
+    same = [one.known(arrivals) for one in wanted]
     owners: dict[_Question, dict[str, str]] = {}
-    for demand, usage in zip(demands, same, strict=True):
-        for question in _questions(demand) if usage is None else ():
-            owned = dict.fromkeys(demand.subjects, demand.customer_id)
+    for one, usage in zip(wanted, same, strict=True):
+        for question in one.questions if usage is None else ():
+            owned = dict.fromkeys(one.demand.subjects, one.demand.customer_id)
             owners.setdefault(question, {}).update(owned)
     answers = _ask(session, owners)
     return [
-        _seen(demand, name, _usage(demand, answers), arrivals) if usage is None else usage
-        for demand, name, usage in zip(demands, names, same, strict=True)
+        one.seen(_usage(one, answers), arrivals) if usage is None else usage
+        for one, usage in zip(wanted, same, strict=True)
     ]
 
 
-# -- What was asked before -----------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What all questions about a feature that is metered have in common; `text` stands for it."""
+
+    meter_id: str
+    meter: MeterDefinition
+    conditions: tuple[tuple[str, FilterString], ...]
+    text: str
 
 
-def _names(demands: Sequence[Demand]) -> list[str]:
-    """What stands for all that each asks, but for the instant; "" where nothing is asked."""
-    features: dict[str, str] = {}
-    names = []
-    for demand in demands:
-        if (whole := _whole(demand)) is None:
-            names.append("")
-            continue
-        feature_id = demand.feature.id if demand.feature else ""
-        if feature_id not in features:
-            features[feature_id] = repr((whole.meter, whole.conditions))
-        period, subjects = demand.period, sorted(demand.subjects)
-        asked = (features[feature_id], subjects, shape_of(demand.price), period.start.isoformat())
-        names.append(_digest(repr((*asked, period.end.isoformat()))))
-    return names
+def _facts(demand: Demand, known: dict[str, _Facts]) -> _Facts | None:
+    """None where nothing can have been used."""
+    feature = demand.feature
+    free = isinstance(demand.price, FlatPrice) or not demand.subjects or not demand.period.length
+    if free or feature is None or feature.meter is None:
+        return None
+    if feature.id not in known:
+        meter, conditions = feature.meter.definition, tuple(sorted(feature.conditions.items()))
+        known[feature.id] = _Facts(feature.meter.id, meter, conditions, repr((meter, conditions)))
+    return known[feature.id]
 
 
-def _digest(text: str) -> str:
-    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A demand, and what its questions are about, if it has any."""
+
+    demand: Demand
+    facts: _Facts | None
+    questions: "Sequence[_Question]" = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "questions", list(self._questions()))
+
+    def _questions(self) -> "Iterator[_Question]":
+        """One for the quantity, and what else the price asks."""
+        if self.facts is None:
+            return
+        shape = shape_of(self.demand.price)
+        ask = partial(
+            _Question,
+            meter_id=self.facts.meter_id,
+            meter=self.facts.meter,
+            conditions=self.facts.conditions,
+            period=self.demand.period,
+        )
+        if shape.dimensions:
+            yield ask(kind="quantity", dimensions=shape.dimensions)
+        if not shape.dimensions or self.facts.meter.aggregation not in ADDITIVE:
+            yield ask(kind="quantity")
+        if shape.events:
+            yield ask(kind="events")
+        if shape.sizes:
+            yield ask(kind="sizes")
+
+    @property
+    def name(self) -> str:
+        """Stands for all that is asked, but for the instant."""
+        demand, feature = self.demand, self.facts.text if self.facts else ""
+        start, end = demand.period.start.isoformat(), demand.period.end.isoformat()
+        asked = repr((feature, sorted(demand.subjects), shape_of(demand.price), start, end))
+        return hashlib.blake2b(asked.encode(), digest_size=12).hexdigest()
+
+    def known(self, arrivals: Arrivals) -> Usage | None:
+        """What was answered before, if it was the same question and can't have changed."""
+        demand = self.demand
+        if demand.known is None or (seen := demand.known.seen) is None:
+            return None
+        same = arrivals.same_since(seen.number, demand.subjects, demand.period.end)
+        return demand.known if same and seen.question == self.name else None
+
+    def seen(self, usage: Usage, arrivals: Arrivals) -> Usage:
+        """With the step it is of, if it was settled by then."""
+        if self.facts is None or self.demand.period.end > arrivals.settled_until:
+            return usage
+        return replace(usage, seen=Seen(number=arrivals.number, question=self.name))
 
 
-def _arrivals(session: Session, demands: Sequence[Demand], names: Sequence[str]) -> Arrivals:
-    """Of those whose answer may be known: it is read before anything else is."""
-    asked = zip(demands, names, strict=True)
-    return arrivals_of(session, {s for demand, name in asked if _was(demand, name) for s in demand.subjects})
-
-
-def _was(demand: Demand, name: str) -> Seen | None:
-    """When the same was asked before."""
-    seen = demand.known.seen if demand.known and name else None
-    return seen if seen and seen.question == name else None
-
-
-def _still(demand: Demand, name: str, arrivals: Arrivals) -> Usage | None:
-    """What is known, if it can't have changed."""
-    seen = _was(demand, name)
-    if seen and arrivals.same_since(seen.number, demand.subjects, demand.period.end):
-        return demand.known
-    return None
-
-
-def _seen(demand: Demand, name: str, usage: Usage, arrivals: Arrivals) -> Usage:
-    """With the step it is of, if it was settled by then."""
-    if not name or demand.period.end > arrivals.settled_until:
-        return usage
-    return replace(usage, seen=Seen(number=arrivals.number, question=name))
+def _arrivals(session: Session, wanted: Iterable[_Wanted]) -> Arrivals:
+    """Of all whose answer may be known; read before anything else is."""
+    demands = [one.demand for one in wanted if one.facts]
+    known = (one.subjects for one in demands if one.known and one.known.seen)
+    return arrivals_of(session, set(chain.from_iterable(known))) if demands else Arrivals()
 
 
 # -- Questions -----------------------------------------------------------------------------------------------
@@ -153,8 +189,8 @@ class _Question:
 
     kind: _Kind
     meter_id: str
-    meter: MeterDefinition = field(compare=False)
     conditions: tuple[tuple[str, FilterString], ...]
+    meter: MeterDefinition = field(compare=False)
     period: Period
     dimensions: tuple[str, ...] = ()
 
@@ -170,36 +206,6 @@ class _Question:
     def asked(self, owners: Mapping[str, str]) -> Asked:
         kind: Literal["value", "numbers"] = "value" if self.kind == "quantity" else "numbers"
         return Asked(kind, self.meter, self.query(owners))
-
-
-def _questions(demand: Demand) -> Iterator[_Question]:
-    """One for the quantity, and what else the price asks."""
-    whole, shape = _whole(demand), shape_of(demand.price)
-    if whole is None:
-        return
-    if shape.dimensions:
-        yield replace(whole, dimensions=shape.dimensions)
-    if not shape.dimensions or whole.meter.aggregation not in ADDITIVE:
-        yield whole
-    if shape.events:
-        yield replace(whole, kind="events")
-    if shape.sizes:
-        yield replace(whole, kind="sizes")
-
-
-def _whole(demand: Demand) -> _Question | None:
-    """For the quantity alone; None where there can be none."""
-    feature = demand.feature
-    free = isinstance(demand.price, FlatPrice) or not demand.subjects or not demand.period.length
-    if free or feature is None or feature.meter is None:
-        return None
-    return _Question(
-        kind="quantity",
-        meter_id=feature.meter.id,
-        meter=feature.meter.definition,
-        conditions=tuple(sorted(feature.conditions.items())),
-        period=demand.period,
-    )
 
 
 # -- Answers -------------------------------------------------------------------------------------------------
@@ -254,11 +260,11 @@ def _rows(session: Session, question: _Question, owners: dict[str, str]) -> Iter
     return [*_rows(session, question, first), *_rows(session, question, second)]
 
 
-def _usage(demand: Demand, answers: Mapping[_Question, _Answer]) -> Usage:
+def _usage(wanted: _Wanted, answers: Mapping[_Question, _Answer]) -> Usage:
     """Put together from the answers to its questions."""
     usage = NOTHING
-    for question in _questions(demand):
-        rows = answers[question].get(demand.customer_id, ())
+    for question in wanted.questions:
+        rows = answers[question].get(wanted.demand.customer_id, ())
         match question.kind:
             case "quantity" if question.dimensions:
                 groups = {_group(row, question.dimensions): row.value for row in rows}
