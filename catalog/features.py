@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Dialect, ForeignKey, Index, bindparam, func, select
+from sqlalchemy import Dialect, ForeignKey, Index, func, select
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, joinedload, mapped_column, relationship
 from sqlalchemy.types import TypeDecorator
@@ -15,7 +15,7 @@ from sqlalchemy.types import TypeDecorator
 from catalog.rate_card_rules import KEY, MAX_KEY_LENGTH, FeatureFacts
 from catalog.unit_cost import UnitCost, check_unit_cost, properties_of
 from metering import meters
-from metering.database import Base, Id, Instant, ValueType, translating
+from metering.database import Base, Id, Instant, ValueType, among, translating
 from metering.errors import ConflictError, InvalidError, Issue, NotFoundError
 from metering.filter_string import FilterString, filter_json, parse_filters
 from metering.ids import is_ulid, new_id
@@ -256,9 +256,7 @@ def features_by_id(session: Session, ids: Iterable[str]) -> dict[str, Feature]:
     return {feature.id: feature for feature in session.scalars(_BY_ID, {"ids": list(set(ids))})}
 
 
-_BY_ID = (
-    select(Feature).options(joinedload(Feature.meter)).where(Feature.id.in_(bindparam("ids", expanding=True)))
-)
+_BY_ID = select(Feature).options(joinedload(Feature.meter)).where(among(Feature.id, "ids"))
 
 
 def archive_feature(session: Session, feature: Feature, *, now: datetime) -> None:

@@ -8,7 +8,7 @@ import calendar
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 
 from metering.errors import InvalidError, Issue
 from metering.period import Period
@@ -47,16 +47,7 @@ class Interval:
 
     def period_of(self, anchor: datetime, instant: datetime) -> Period:
         """The recurrence that holds `instant`, counting both ways from `anchor`."""
-        length = self.after(anchor) - anchor
-        count = (instant - anchor) // length
-        start, end = self.after(anchor, count), self.after(anchor, count + 1)
-        while start > instant:
-            count -= 1
-            start, end = self.after(anchor, count), start
-        while end <= instant:
-            count += 1
-            start, end = end, self.after(anchor, count + 1)
-        return Period(start=start, end=end)
+        return _period_of(self, anchor, instant)
 
     def divides(self, other: "Interval") -> bool:
         """Whether `other` is a whole number of these."""
@@ -64,6 +55,21 @@ class Interval:
             plain = not self.time and not other.time and self.months > 0
             return plain and other.months % self.months == 0
         return other.time % self.time == timedelta(0)
+
+
+@lru_cache(maxsize=1024)
+def _period_of(interval: Interval, anchor: datetime, instant: datetime) -> Period:
+    """Remembered, for what a contract sells is mostly sold for the same periods."""
+    length = interval.after(anchor) - anchor
+    count = (instant - anchor) // length
+    start, end = interval.after(anchor, count), interval.after(anchor, count + 1)
+    while start > instant:
+        count -= 1
+        start, end = interval.after(anchor, count), start
+    while end <= instant:
+        count += 1
+        start, end = end, interval.after(anchor, count + 1)
+    return Period(start=start, end=end)
 
 
 LONGEST = Interval(100 * 12, timedelta(days=36_525))

@@ -8,15 +8,26 @@ from functools import lru_cache
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import CHAR, ColumnElement, DateTime, Dialect, MetaData, Text, cast, type_coerce
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import (
+    CHAR,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    MetaData,
+    Text,
+    any_,
+    bindparam,
+    cast,
+    type_coerce,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, mapped_column
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute, mapped_column
 from sqlalchemy.types import TypeDecorator
 
 from metering.errors import TollgateError
 
-__all__ = ["Base", "Id", "Instant", "ValueType", "translating"]
+__all__ = ["Base", "Id", "Instant", "ValueType", "among", "translating"]
 
 Id = Annotated[str, mapped_column(CHAR(26))]
 Instant = Annotated[datetime, mapped_column(DateTime(timezone=True))]
@@ -65,6 +76,11 @@ class ValueType(TypeDecorator[Any]):
 
     def _decode(self, text: str) -> Any:
         return self._adapter.validate_python(json.loads(text))
+
+
+def among(column: InstrumentedAttribute[str] | InstrumentedAttribute[str | None], name: str) -> Any:
+    """Whether a column is one of a list that is given by name when the statement, always the same, is run."""
+    return column == any_(bindparam(name, type_=ARRAY(column.type)))
 
 
 @contextmanager

@@ -340,8 +340,21 @@ def _portions(rows: Iterable[_Row]) -> Iterator[list[_Row]]:
 
 def _likeness(asked: Asked) -> tuple[object, ...]:
     """Equal where nothing differs but the period."""
-    query = replace(asked.query, start=None, end=None)
-    return (asked.kind, repr(asked.meter), repr(query))
+    meter, query = asked.meter, asked.query
+    return (
+        asked.kind,
+        meter.event_type,
+        meter.aggregation,
+        meter.value_property,
+        meter.event_from,
+        tuple(meter.group_by.items()),
+        query.subjects,
+        None if query.customers is None else tuple(query.customers.items()),
+        tuple(query.filters.items()),
+        tuple(query.conditions.items()),
+        query.group_by,
+        query.as_of,
+    )
 
 
 def _of_value(meter: MeterDefinition, query: UsageQuery) -> _Question:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
 
-from sqlalchemy import ForeignKey, Index, bindparam, select
+from sqlalchemy import ForeignKey, Index, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from billing.contracts.customer import Customer
@@ -17,7 +17,7 @@ from catalog.price import FlatPrice
 from catalog.price_rules import check_price
 from catalog.rate_card import RateCard, UsageBasedRateCard
 from catalog.rate_card_rules import check_tax
-from metering.database import Base, Id, Instant, ValueType
+from metering.database import Base, Id, Instant, ValueType, among
 from metering.errors import InvalidError, Issue
 from metering.ids import new_id
 from metering.period import Period
@@ -164,6 +164,6 @@ def pending_lines_of(session: Session, customer_ids: Iterable[str]) -> Sequence[
 
 _OF_CUSTOMERS = (
     select(PendingLine)
-    .where(PendingLine.customer_id.in_(bindparam("ids", expanding=True)), PendingLine.deleted_at.is_(None))
+    .where(among(PendingLine.customer_id, "ids"), PendingLine.deleted_at.is_(None))
     .order_by(PendingLine.id)
 )

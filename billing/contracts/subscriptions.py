@@ -7,7 +7,7 @@ Nothing that later happens to the plan reaches a running contract.
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from sqlalchemy import ForeignKey, Index, Select, bindparam, or_, select
+from sqlalchemy import ForeignKey, Index, Select, or_, select
 from sqlalchemy.orm import Mapped, Session, joinedload, mapped_column, relationship, selectinload
 
 from billing.contracts.agreement import (
@@ -31,7 +31,7 @@ from billing.rating.timeline import Contract, ContractItem
 from catalog.interval import parse_interval
 from catalog.plans import Plan
 from catalog.rate_card import RateCard
-from metering.database import Base, Id, Instant, ValueType, translating
+from metering.database import Base, Id, Instant, ValueType, among, translating
 from metering.errors import ConflictError, InvalidError, Issue, NotFoundError
 from metering.ids import new_id
 from metering.period import Period
@@ -445,7 +445,7 @@ def subscriptions_of(
 _OF_CUSTOMERS = (
     select(Subscription)
     .options(joinedload(Subscription.phases).joinedload(SubscriptionPhase.items))
-    .where(Subscription.customer_id.in_(bindparam("ids", expanding=True)))
+    .where(among(Subscription.customer_id, "ids"))
     .order_by(Subscription.active_from, Subscription.id)
 )
 

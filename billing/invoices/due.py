@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import partial
 from typing import Literal
 
-from sqlalchemy import bindparam, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from billing.contracts.customer import Customer
@@ -23,6 +23,7 @@ from billing.rating.pricing import Usage
 from billing.rating.timeline import charges
 from catalog.features import features_by_id
 from catalog.interval import parse_interval
+from metering.database import among
 from metering.period import Period
 
 __all__ = [
@@ -194,7 +195,7 @@ _UNSETTLED = (
     select(InvoiceLine)
     .join(Subscription, InvoiceLine.subscription_id == Subscription.id)
     .where(
-        Subscription.id.in_(bindparam("ids", expanding=True)),
+        among(Subscription.id, "ids"),
         or_(Subscription.settled_until.is_(None), InvoiceLine.service_start >= Subscription.settled_until),
     )
 )

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from sqlalchemy import ForeignKey, Index, and_, bindparam, func, or_, select, true
+from sqlalchemy import ForeignKey, Index, and_, func, or_, select, true
 from sqlalchemy.orm import InstrumentedAttribute, Mapped, Session, joinedload, mapped_column, relationship
 
 from billing.contracts.customer import Address
 from billing.profiles.app import App
 from billing.profiles.workflow import Workflow
-from metering.database import Base, Id, Instant, ValueType
+from metering.database import Base, Id, Instant, ValueType, among
 from metering.errors import Issue, NotFoundError
 from metering.wire import WIRE
 
@@ -127,7 +127,7 @@ _OF_CUSTOMERS = (
         CustomerOverride,
         and_(
             CustomerOverride.billing_profile_id == BillingProfile.id,
-            CustomerOverride.customer_id.in_(bindparam("ids", expanding=True)),
+            among(CustomerOverride.customer_id, "ids"),
         ),
     )
     .where(or_(IS_DEFAULT, CustomerOverride.customer_id.is_not(None)))

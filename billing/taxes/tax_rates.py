@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import ColumnElement, bindparam, exists, func, or_, select, text
+from sqlalchemy import ColumnElement, exists, func, or_, select, text
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from billing.contracts.customer import COUNTRY
-from metering.database import Base, Id, Instant
+from metering.database import Base, Id, Instant, among
 from metering.errors import ConflictError, InvalidError, Issue, NotFoundError
 from metering.ids import new_id
 from metering.wire import is_wire_number
@@ -187,9 +187,7 @@ def rates_in(session: Session, countries: Iterable[str]) -> dict[str, list[TaxRa
     return found
 
 
-_IN_COUNTRIES = select(TaxRate).where(
-    TaxRate.country.in_(bindparam("countries", expanding=True)), TaxRate.deleted_at.is_(None)
-)
+_IN_COUNTRIES = select(TaxRate).where(among(TaxRate.country, "countries"), TaxRate.deleted_at.is_(None))
 
 
 def any_tax_rate(session: Session) -> bool:
