@@ -35,7 +35,8 @@ NOT_VOIDED = """NOT EXISTS (
 class Statement:
     """SQL being written: values become parameters, never text. `placeholder` is the driver's way of it.
 
-    An array or a JSON value that comes again is the same parameter: it may be long.
+    What comes again is the same parameter, for it may be long. Texts are not: two that are equal by chance
+    would make another statement of it, with another plan.
     """
 
     placeholder: str = ":{}"
@@ -44,8 +45,8 @@ class Statement:
 
     def bind(self, value: Any, kind: str) -> str:
         name = f"p{len(self.parameters)}"
-        if kind == "jsonb" or kind.endswith("[]"):
-            name = self._names.setdefault((kind, value if kind == "jsonb" else tuple(value)), name)
+        if kind != "text":
+            name = self._names.setdefault((kind, tuple(value) if kind.endswith("[]") else value), name)
         self.parameters[name] = value
         return f"CAST({self.placeholder.format(name)} AS {kind})"
 

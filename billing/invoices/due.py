@@ -9,7 +9,7 @@ from functools import partial
 from typing import Literal
 
 from sqlalchemy import or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, load_only
 
 from billing.contracts.customer import Customer
 from billing.contracts.pending import PendingLine, pending_lines_of
@@ -193,6 +193,30 @@ def earlier_of(session: Session, payers: Sequence[Payer]) -> Earlier:
 
 _UNSETTLED = (
     select(InvoiceLine)
+    .options(
+        load_only(
+            InvoiceLine.invoice_id,
+            InvoiceLine.identity,
+            InvoiceLine.sequence,
+            InvoiceLine.subscription_id,
+            InvoiceLine.phase_id,
+            InvoiceLine.item_id,
+            InvoiceLine.feature_id,
+            InvoiceLine.rate_card,
+            InvoiceLine.share,
+            InvoiceLine.period_end,
+            InvoiceLine.service_start,
+            InvoiceLine.service_end,
+            InvoiceLine.billing_start,
+            InvoiceLine.billing_end,
+            InvoiceLine.invoice_at,
+            InvoiceLine.usage,
+            InvoiceLine.last,
+            InvoiceLine.details,
+            InvoiceLine.taxes,
+            InvoiceLine.released_at,
+        )
+    )
     .join(Subscription, InvoiceLine.subscription_id == Subscription.id)
     .where(
         among(Subscription.id, "ids"),
