@@ -108,11 +108,17 @@ class Reference(Body):
     id: str
 
 
-class LineSubscription(Body):
-    subscription: Reference
-    phase: Reference
-    item: Reference
-    billing_period: PeriodBody
+@with_config(WIRE)
+class LineReference(TypedDict):
+    id: str
+
+
+@with_config(WIRE)
+class LineSubscription(TypedDict):
+    subscription: LineReference
+    phase: LineReference
+    item: LineReference
+    billingPeriod: PeriodBody
 
 
 class ExternalIds(Body):

@@ -97,12 +97,12 @@ def _source(
 ) -> LineSubscription | None:
     if subscription_id is None or phase_id is None or item_id is None:
         return None
-    return LineSubscription(
-        subscription=Reference(id=subscription_id),
-        phase=Reference(id=phase_id),
-        item=Reference(id=item_id),
-        billing_period=period_body(billing),
-    )
+    return {
+        "subscription": {"id": subscription_id},
+        "phase": {"id": phase_id},
+        "item": {"id": item_id},
+        "billingPeriod": period_body(billing),
+    }
 
 
 def _stored_line(line: InvoiceLine, currency: str) -> LineBody:
