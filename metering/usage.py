@@ -425,18 +425,18 @@ def _known(session: Session, questions: Sequence[_Question]) -> list[_Known]:
     over a month take half as long again by it, so that theirs is made anew. For few subjects there is one
     right plan, and to make it takes longer than to run it.
     """
-    asked = {n: question for n, question in enumerate(questions) if question.from_cubes}
-    if not asked:
+    asked = [_matter(question) if question.from_cubes else None for question in questions]
+    matters = list(dict.fromkeys(matter for matter in asked if matter))
+    if not matters:
         return [_RAW] * len(questions)
-    statement, meters = Statement(), [question.meter for question in asked.values()]
+    statement = Statement()
     plans = statement.bind(_plans(questions), "text")
-    numbers = statement.bind(list(asked), "int[]")
-    types = statement.bind([meter.event_type for meter in meters], "text[]")
-    values = statement.bind([meter.value_property for meter in meters], "text[]")
-    begins = statement.bind([hour_of(question.period.start) for question in asked.values()], "timestamptz[]")
-    ends = statement.bind([hour_of(question.period.end) for question in asked.values()], "timestamptz[]")
+    kinds, columns = ("text[]", "text[]", "timestamptz[]", "timestamptz[]"), zip(*matters, strict=True)
+    listed = ", ".join(
+        statement.bind(list(column), kind) for column, kind in zip(columns, kinds, strict=True)
+    )
     sql = f"""
-        SELECT asked.question,
+        SELECT asked.number,
                (SELECT coalesce(array_agg(batch ORDER BY batch), '{{}}') FROM pending_batches) AS pending,
                id, paths, version, hours_from, closed_to, distinct_values, latest_values,
                (SELECT first FROM usage_cube_hours WHERE cube_id = c.id AND start = asked.begin) AS first,
@@ -444,16 +444,26 @@ def _known(session: Session, questions: Sequence[_Question]) -> list[_Known]:
                (SELECT d.reltuples > {_DENSE} * s.reltuples FROM pg_class AS d, pg_class AS s WHERE
                 d.oid = CAST('usage_days' AS regclass) AND s.oid = CAST('usage_series' AS regclass)) AS dense,
                set_config('plan_cache_mode', {plans}, true)
-        FROM unnest({numbers}, {types}, {values}, {begins}, {ends})
-             AS asked(question, event_type, value_property, begin, "end")
+        FROM unnest({listed}) WITH ORDINALITY AS asked(event_type, value_property, begin, "end", number)
         JOIN usage_cubes AS c ON c.event_type = asked.event_type
              AND c.value_property IS NOT DISTINCT FROM asked.value_property
-        WHERE c.built_to IS NULL ORDER BY asked.question, cardinality(paths), id"""
-    found = dict[int, _Known]()
+        WHERE c.built_to IS NULL ORDER BY asked.number, cardinality(paths), id"""
+    cubes = defaultdict[_Matter | None, list[Row[Any]]](list)
     for row in session.execute(_text_of(sql), statement.parameters):
-        if row.question not in found and _able(row, questions[row.question]):
-            found[row.question] = _Known(_cube(row), row.pending)
-    return [found.get(n, _RAW) for n in range(len(questions))]
+        cubes[matters[row.number - 1]].append(row)
+    return [
+        next((_Known(_cube(row), row.pending) for row in cubes[matter] if _able(row, question)), _RAW)
+        for question, matter in zip(questions, asked, strict=True)
+    ]
+
+
+_Matter = tuple[str, str | None, datetime, datetime]
+
+
+def _matter(question: _Question) -> _Matter:
+    """What decides which cubes are looked up, and what is to be known of them."""
+    meter, period = question.meter, question.period
+    return meter.event_type, meter.value_property, hour_of(period.start), hour_of(period.end)
 
 
 def _plans(questions: Sequence[_Question]) -> str:
