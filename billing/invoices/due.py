@@ -108,24 +108,21 @@ def due_of(
         if only is None or one.identity in only
         if _asked(payer, one, earlier.get(one.identity, ()), reach)
     ]
-    whole = reach == "begun"
-    ends = [
-        usage_until or one.service.end if whole else _looked_at(payer.at, earlier.get(one.identity, ()))
+    until = [
+        usage_until or one.service.end
+        if reach == "begun"
+        else _looked_at(payer.at, earlier.get(one.identity, ()))
         for payer, one in wanted
     ]
-    billed = [_billed_by(earlier.get(one.identity, ())) for _, one in wanted]
-    usage = used_by(session, wanted, ends, billed)
-    rated: list[tuple[Payer, Rate, Sequence[InvoiceLine]]] = []
-    for (payer, one), used, before, end in zip(wanted, usage, billed, ends, strict=True):
-        lines = earlier.get(one.identity, ())
-        if used != before or not _is_final(one, lines):
-            last = whole or not one.metered or one.service.end <= end
-            until = one.service.end if last else end
-            rated.append((payer, partial(due_line, one, used, until=until, last=last), lines))
-    if only is None:
-        rated += _gone(payers, earlier, {one.identity for _, one in begun})
+    changed = _changed(session, wanted, until, earlier, whole=reach == "begun")
+    gone = _gone(payers, earlier, {one.identity for _, one in begun}) if only is None else []
+    _load_details(session, [line for _, _, lines in [*changed, *gone] for line in lines])
+    taken = [
+        (payer, partial(taken_back, billable_of(lines[-1], currency)), lines)
+        for payer, currency, lines in gone
+    ]
     due: dict[str, list[DueLine]] = {payer.customer.id: [] for payer in payers}
-    for payer, line in _charged(session, rated):
+    for payer, line in _charged(session, [*changed, *taken]):
         if line.first or line.rating.details:
             due[payer.customer.id].append(line)
     return due if reach != "due" else {one.customer.id: _ripe(one, due[one.customer.id]) for one in payers}
@@ -133,6 +130,27 @@ def due_of(
 
 Rate = Callable[[Sequence[BilledLine]], DueLine]
 """What a charge comes to now, after its earlier lines."""
+
+
+def _changed(
+    session: Session,
+    wanted: Sequence[tuple[Payer, Billable]],
+    until: Sequence[datetime],
+    earlier: Earlier,
+    *,
+    whole: bool,
+) -> list[tuple[Payer, Rate, Sequence[InvoiceLine]]]:
+    """Of those that are not billed as they are. `whole`: as if their periods were over."""
+    billed = [_billed_by(earlier.get(one.identity, ())) for _, one in wanted]
+    usage = used_by(session, wanted, until, billed)
+    changed: list[tuple[Payer, Rate, Sequence[InvoiceLine]]] = []
+    for (payer, one), used, before, end in zip(wanted, usage, billed, until, strict=True):
+        lines = earlier.get(one.identity, ())
+        if used != before or not _is_final(one, lines):
+            last = whole or not one.metered or one.service.end <= end
+            upto = one.service.end if last else end
+            changed.append((payer, partial(due_line, one, used, until=upto, last=last), lines))
+    return changed
 
 
 def _looked_at(at: datetime, earlier: Sequence[InvoiceLine]) -> datetime:
@@ -202,7 +220,6 @@ _UNSETTLED = (
             InvoiceLine.phase_id,
             InvoiceLine.item_id,
             InvoiceLine.feature_id,
-            InvoiceLine.rate_card,
             InvoiceLine.share,
             InvoiceLine.period_end,
             InvoiceLine.service_start,
@@ -212,8 +229,6 @@ _UNSETTLED = (
             InvoiceLine.invoice_at,
             InvoiceLine.usage,
             InvoiceLine.last,
-            InvoiceLine.details,
-            InvoiceLine.taxes,
             InvoiceLine.released_at,
         )
     )
@@ -222,6 +237,19 @@ _UNSETTLED = (
         among(Subscription.id, "ids"),
         or_(Subscription.settled_until.is_(None), InvoiceLine.service_start >= Subscription.settled_until),
     )
+)
+
+
+def _load_details(session: Session, lines: Sequence[InvoiceLine]) -> None:
+    """What their charges came to, which most earlier lines are never asked."""
+    if lines:
+        session.scalars(_DETAILS, {"ids": [line.id for line in lines]}).all()
+
+
+_DETAILS = (
+    select(InvoiceLine)
+    .options(load_only(InvoiceLine.details, InvoiceLine.taxes, InvoiceLine.rate_card))
+    .where(among(InvoiceLine.id, "ids"))
 )
 
 
@@ -273,18 +301,21 @@ def collected_at(invoice_at: datetime, workflow: Workflow) -> datetime:
 
 def _gone(
     payers: Sequence[Payer], earlier: Earlier, begun: Collection[str]
-) -> Iterable[tuple[Payer, Rate, Sequence[InvoiceLine]]]:
-    """What was billed for charges that the contract has no more, such as a period after it was cancelled."""
+) -> list[tuple[Payer, str, Sequence[InvoiceLine]]]:
+    """What was billed, and in which currency, for charges that the contract has no more, such as a period
+    after it was cancelled."""
     signed = {
         subscription.id: (payer, subscription) for payer in payers for subscription in payer.subscriptions
     }
+    gone = []
     for identity, lines in earlier.items():
         line = lines[-1]
         if identity in begun or line.subscription_id is None:
             continue
         payer, subscription = signed[line.subscription_id]
         if line.service_start <= payer.at or not _is_to_come(subscription, line):
-            yield payer, partial(taken_back, billable_of(line, subscription.currency)), lines
+            gone.append((payer, subscription.currency, lines))
+    return gone
 
 
 def _is_to_come(subscription: Subscription, line: InvoiceLine) -> bool:
