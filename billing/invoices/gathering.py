@@ -5,10 +5,9 @@ be issued can't disagree.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
 
 from sqlalchemy import func, select, union
 from sqlalchemy.orm import Session
@@ -21,54 +20,19 @@ from billing.invoices.due import Earlier, Payer, due_of, earlier_of, payers_of
 from billing.invoices.invoice_tax import Rates, country_of, taxation_of, taxed_amounts, with_taxes
 from billing.profiles.profile import BillingProfile
 from billing.rating.billable import DueLine
-from billing.rating.metered import Demand, usage_of
-from billing.rating.pricing import NOTHING, Usage
-from billing.rating.rater import DetailedLine, Rating, Totals, add_totals, rate
-from billing.rating.timeline import Charge
+from billing.rating.rater import Totals, add_totals
 from billing.taxes.tax import LineTax, TaxedAmount, resolve, taxes_of
 from billing.taxes.tax_rates import rates_in
-from catalog.features import Feature, features_by_id
 from catalog.money import currencies
-from catalog.price import FlatPrice
 from metering.ids import is_ulid
-from metering.period import Period
 
 __all__ = [
-    "Due",
     "GatheringInvoice",
-    "GatheringLine",
     "customer_of_gathering",
     "gathering_customers",
     "gathering_id",
     "gathering_invoices",
-    "priced",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Due:
-    """A charge and who pays it."""
-
-    customer: Customer
-    charge: Charge
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GatheringLine:
-    """A charge with its metered quantity, priced. A fee has no quantity."""
-
-    charge: Charge
-    feature: Feature | None
-    quantity: Decimal | None
-    rating: Rating
-
-    @property
-    def details(self) -> tuple[DetailedLine, ...]:
-        return self.rating.details
-
-    @property
-    def totals(self) -> Totals:
-        return self.rating.totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,44 +117,6 @@ def _signed(payer: Payer) -> list[Subscription]:
 def _waiting(payer: Payer) -> list[PendingLine]:
     """Lines added by hand that are on no invoice yet."""
     return [line for line in payer.pending if line.next_billing_at is not None]
-
-
-def priced(
-    session: Session, due: Sequence[Due], *, usage_until: datetime | None = None
-) -> list[GatheringLine]:
-    """What each comes to as a whole, whatever was billed of it; an open period as if it ended now.
-
-    Its usage counts as far as it is known, and before `usage_until`.
-    """
-    named = (one.charge.item.feature_id for one in due)
-    features = features_by_id(session, {feature_id for feature_id in named if feature_id})
-    usage = usage_of(session, [_demand(one, features, usage_until) for one in due])
-    return [_line(one.charge, features, used) for one, used in zip(due, usage, strict=True)]
-
-
-def _demand(one: Due, features: Mapping[str, Feature], usage_until: datetime | None) -> Demand:
-    start, end = one.charge.period.start, one.charge.period.end
-    return Demand(
-        customer_id=one.customer.id,
-        subjects=one.customer.usage_subjects,
-        feature=_feature(one.charge, features),
-        price=one.charge.price,
-        period=Period(start=start, end=end if usage_until is None else max(start, min(end, usage_until))),
-    )
-
-
-def _feature(charge: Charge, features: Mapping[str, Feature]) -> Feature | None:
-    return features[charge.item.feature_id] if charge.item.feature_id else None
-
-
-def _line(charge: Charge, features: Mapping[str, Feature], usage: Usage) -> GatheringLine:
-    fee = isinstance(charge.price, FlatPrice)
-    return GatheringLine(
-        charge=charge,
-        feature=_feature(charge, features),
-        quantity=None if fee else usage.quantity,
-        rating=rate(charge.terms, NOTHING if fee else usage),
-    )
 
 
 def _country(payer: Payer) -> str:

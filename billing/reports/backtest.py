@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 from billing.contracts.customer import Customer, customers_by_id
 from billing.contracts.edits import ContractSpec, spec_of
 from billing.contracts.subscriptions import subscriptions_of
-from billing.invoices.gathering import Due, GatheringLine, priced
 from billing.rating.timeline import Charge, Contract, ContractItem, charges
+from billing.reports.priced_charges import CustomerCharge, PricedCharge, priced
 from catalog.interval import parse_interval
 from catalog.issues import barring
 from catalog.plans import Plan, plan_issues, plan_terms
@@ -319,7 +319,7 @@ def _rows(session: Session, asked: Backtest, customers: Mapping[str, Customer]) 
             signed.add(subscription.customer_id)
             real[subscription.customer_id] += _within(asked.window, subscription.contract)
     due = [
-        Due(customer=customers[id_], charge=charge)
+        CustomerCharge(customer=customers[id_], charge=charge)
         for id_, own in real.items()
         for charge in (*asked.charges, *own)
     ]
@@ -332,7 +332,7 @@ def _rows(session: Session, asked: Backtest, customers: Mapping[str, Customer]) 
 
 
 def _row(
-    customer: Customer, currency: str, would: Iterable[GatheringLine], billed: Sequence[GatheringLine]
+    customer: Customer, currency: str, would: Iterable[PricedCharge], billed: Sequence[PricedCharge]
 ) -> BacktestRow:
     paid_in = billed[0].charge.currency if billed else currency
     would_bill, was_billed = (total(line.totals.total for line in lines) for lines in (would, billed))

@@ -18,8 +18,8 @@ from sqlalchemy.orm import Session
 
 from billing.contracts.customer import Customer, customers_by_id
 from billing.contracts.subscriptions import subscriptions_of
-from billing.invoices.gathering import Due, priced
 from billing.rating.timeline import Charge, charges
+from billing.reports.priced_charges import CustomerCharge, priced
 from catalog.features import Feature
 from catalog.llm_prices import prices_of
 from catalog.unit_cost import CostRow, Part, Pricer, UnitCost, cost_rows, cuts, model_of
@@ -166,7 +166,7 @@ def _revenues(
 ) -> dict[str, Revenue]:
     """Of those who have had the feature in the period for a price."""
     due = [
-        Due(customer=customers[signed.customer_id], charge=charge)
+        CustomerCharge(customer=customers[signed.customer_id], charge=charge)
         for signed in subscriptions_of(session, customers)
         for charge in charges(signed.contract, until=period.end - datetime.resolution)
         if charge.item.feature_id == feature.id and _falls_in(charge, period)
@@ -188,7 +188,7 @@ def _falls_in(charge: Charge, period: Period) -> bool:
     return charge.period.end > period.start or charge.period.start >= period.start
 
 
-def _amounts(session: Session, due: Sequence[Due], until: datetime) -> dict[str, list[Decimal]]:
+def _amounts(session: Session, due: Sequence[CustomerCharge], until: datetime) -> dict[str, list[Decimal]]:
     amounts: dict[str, list[Decimal]] = {}
     for one, line in zip(due, priced(session, due, usage_until=until), strict=True):
         net = EXACT.subtract(line.totals.total, line.totals.taxes_exclusive)
