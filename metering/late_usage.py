@@ -72,7 +72,7 @@ def arrivals_of(session: Session, subjects: Collection[str]) -> Arrivals:
     if row is None:
         return Arrivals()
     number, settled_until, late, pending = row
-    waiting = _waiting(session, subjects, pending) if pending and subjects else {}
+    waiting = _waiting(session, subjects, pending, number) if pending and subjects else {}
     return Arrivals(number=number, settled_until=settled_until, late=late or {}, waiting=waiting)
 
 
@@ -84,25 +84,37 @@ _ARRIVALS = text("""
     FROM usage_settled""")
 
 
-def _waiting(session: Session, subjects: Collection[str], pending: Sequence[int]) -> Mapping[str, datetime]:
-    """Numbers as they are, so that PostgreSQL knows that these are few, and finds their blocks."""
-    query = f"""SELECT e.subject, min(e.time) AS first FROM {ALL_EVENTS} AS e
-        WHERE e.batch BETWEEN {min(pending)} AND {max(pending)} AND e.batch = ANY(:pending)
-          AND e.subject = ANY(:subjects) GROUP BY e.subject"""
-    rows = session.execute(text(query), {"pending": list(pending), "subjects": list(subjects)})
-    return {row.subject: row.first for row in rows}
+def _waiting(
+    session: Session, subjects: Collection[str], pending: Sequence[int], number: int
+) -> Mapping[str, datetime]:
+    """Numbers as they are, so that PostgreSQL knows that these are few, and finds their blocks.
+
+    Should a fold have taken them in since, they may be anywhere, and nothing is known.
+    """
+    query = f"""
+        SELECT s.number, e.subject, e.first FROM usage_settled AS s LEFT JOIN (
+            SELECT subject, min(time) AS first FROM events
+            WHERE batch BETWEEN {min(pending)} AND {max(pending)} AND batch = ANY(:pending)
+              AND subject = ANY(:subjects) GROUP BY subject) AS e ON true"""
+    rows = session.execute(text(query), {"pending": list(pending), "subjects": list(subjects)}).all()
+    if any(row.number != number for row in rows):
+        return dict.fromkeys(subjects, FIRST_INSTANT)
+    return {row.subject: row.first for row in rows if row.subject is not None}
 
 
 def note_late(connection: Connection[Any], batches: Sequence[int], *, now: datetime) -> None:
-    """The step of a fold, in its transaction. Without `batches` there is none, unless it is time for one."""
+    """The step of a fold, in its transaction. Without `batches` there is none, unless it is time for one.
+
+    None of their events is retired before.
+    """
     number, settled_until = _settled(connection)
     if not batches and settled_until >= now - BEHIND - IDLE:
         return
     if batches:
         connection.execute(
             f"""INSERT INTO late_subjects (hash, number)
-                SELECT DISTINCT hashtextextended(e.subject, 0), {number + 1} FROM {ALL_EVENTS} AS e
-                WHERE e.batch BETWEEN {min(batches)} AND {max(batches)} AND e.batch = ANY(%s) AND e.time < %s
+                SELECT DISTINCT hashtextextended(subject, 0), {number + 1} FROM events
+                WHERE batch BETWEEN {min(batches)} AND {max(batches)} AND batch = ANY(%s) AND time < %s
                 ON CONFLICT (hash) DO UPDATE SET number = excluded.number""",
             [list(batches), settled_until],
         )

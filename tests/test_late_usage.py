@@ -3,11 +3,12 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event, text
 from sqlalchemy.orm import Session
 
 from billing.rating.billable import usage_from, wire_of
@@ -15,12 +16,14 @@ from billing.rating.metered import Demand, usage_of
 from billing.rating.pricing import Usage
 from catalog.features import Feature
 from metering.corrections import revert_correction
+from metering.cubes.folding import maintain
 from metering.event import Event
 from metering.late_usage import BEHIND, arrivals_of
 from metering.period import Period
 from tests.billing_clock import fold, void_event
 from tests.builders import START, a_metered_feature, at, spent, store
 from tests.test_metered import BY_MODEL, FEBRUARY, JANUARY, PERCENTAGE, UNIT, demand
+from tests.test_usage import driver
 
 AFTER = at("2026-02-10")
 FALSE = Decimal(12345)
@@ -158,6 +161,29 @@ def test_events_whose_commit_took_long_are_noticed(engine: Engine) -> None:
         assert asked(session, replace(january, known=known)).quantity == 7
         fold(session, AFTER)
         assert asked(session, replace(january, known=known)).quantity == 7
+
+
+def test_a_fold_between_two_looks_at_what_waits_hides_nothing(engine: Engine) -> None:
+    """It takes the waiting events in, and retires them."""
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        january = demand(a_metered_feature(session), "ada")
+        store(session, spent("ada", 5, "2026-01-05"))
+        fold(session, AFTER)
+        known = asked(session, january)
+    with Session(engine) as session, session.begin():
+        store(session, spent("ada", 2, "2026-01-06"))
+
+    def fold_meanwhile(_: Any, __: Any, statement: str, *___: Any) -> None:
+        if "FROM usage_settled AS s LEFT JOIN" in statement:
+            with Session(engine) as other, other.begin():
+                while maintain(driver(other.connection()), now=at("2026-06-01"), retire_after=timedelta(1)):
+                    pass
+
+    with Session(engine) as session, session.begin():
+        event.listen(engine, "before_cursor_execute", fold_meanwhile)
+        assert is_read(session, january, known)
+        event.remove(engine, "before_cursor_execute", fold_meanwhile)
+        assert session.scalar(text("SELECT count(*) FROM retired_events")) == 2
 
 
 # -- Whatever happens ----------------------------------------------------------------------------------------
