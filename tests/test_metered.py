@@ -275,9 +275,9 @@ def test_what_is_too_much_for_one_answer_is_asked_for_half_the_customers(
     store(session, *(spent(f"subject-{n}", 1, "2026-01-05", model=f"m{m}") for n in range(5) for m in (1, 2)))
     demands = [one for one in many(feature, 5) if one.price in (BY_MODEL, LIMITED)]
     whole = usage_of(session, demands)
-    monkeypatch.setattr("metering.usage.MAX_ROWS", 2)
+    monkeypatch.setattr("metering.usage_answers.MAX_ROWS", 2)
     assert usage_of(session, demands) == whole
     assert {len(one.groups) for one in whole} == {0, 2}
-    monkeypatch.setattr("metering.usage.MAX_ROWS", 1)
+    monkeypatch.setattr("metering.usage_answers.MAX_ROWS", 1)
     with pytest.raises(InvalidError, match="more than 1 rows"):
         usage_of(session, demands)
