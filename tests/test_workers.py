@@ -122,7 +122,9 @@ def test_no_secret_is_on_a_command_line(family: Server, home: Path) -> None:
     with family:
         url = running_url(home)
         assert url is not None
-        lines = [commands()[pid] for pid in family.children.values()]
+        children = family.children.values()
+        until(lambda: all(commands()[pid] for pid in children))  # they begin before the kernel has that ready
+        lines = [commands()[pid] for pid in children]
         assert len(lines) == len(NAMES)
         for line in lines:
             assert "-m api" in line
