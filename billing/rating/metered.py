@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -118,16 +118,16 @@ def _facts(demand: Demand, known: dict[str, _Facts]) -> _Facts | None:
     return known[feature.id]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Wanted:
     """A demand, and what its questions are about, if it has any."""
 
     demand: Demand
     facts: _Facts | None
-    questions: "Sequence[_Question]" = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "questions", list(self._questions()))
+    @cached_property
+    def questions(self) -> "Sequence[_Question]":
+        return list(self._questions())
 
     def _questions(self) -> "Iterator[_Question]":
         """One for the quantity, and what else the price asks."""
