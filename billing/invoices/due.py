@@ -286,7 +286,7 @@ def _is_final(one: Billable, lines: Sequence[InvoiceLine]) -> bool:
 
 def _is_cut_anew(one: Billable, billed: InvoiceLine) -> bool:
     """Whether the contract has changed since, so that it charges for another time, or charges again."""
-    return one.service.end != billed.service_end or one.share != Fraction(billed.share)
+    return one.service.end != billed.service_end or str(one.share) != billed.share
 
 
 def collected_at(invoice_at: datetime, workflow: Workflow) -> datetime:

@@ -76,8 +76,8 @@ class Charge:
     @property
     def share(self) -> Fraction:
         """The part of a full period that a flat price is charged for; usage is never prorated."""
-        if not self.prorate or not self.full_period.length:
-            return Fraction(1)
+        if not self.prorate or self.period == self.full_period or not self.full_period.length:
+            return WHOLE
         return Fraction(self.period.length // _TICK, self.full_period.length // _TICK)
 
     @property
@@ -86,6 +86,7 @@ class Charge:
 
 
 _TICK = datetime.resolution
+WHOLE = Fraction(1)
 MAX_CHARGES = 10_000
 
 
