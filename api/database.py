@@ -4,6 +4,7 @@ import select
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import psycopg
 from psycopg import Connection
 from sqlalchemy import URL, Engine, create_engine, event, text
@@ -42,6 +43,7 @@ def open_database(url: str | URL, *, connections: int) -> Engine:
         pool_size=connections,
         max_overflow=0,
         pool_timeout=_CONNECT_SECONDS,
+        json_deserializer=msgspec.json.decode,  # in a quarter of the time
         connect_args={
             **_VIGILANCE,
             "application_name": "tollgate",

@@ -122,29 +122,31 @@ def get_customer(session: Session, name: str, *, by_subject: bool = False, lock:
 
     Who looks may name a subject; who changes or signs up a customer must name the customer.
     """
-    candidates = [_BY_ID] if is_ulid(name) else []
-    candidates += [_BY_KEY, _BY_SUBJECT] if by_subject else [_BY_KEY]
-    for candidate in candidates:
-        # Whoever has the lock may be changing the subjects: they are read once it is ours.
-        query = (
-            candidate.options(selectinload(Customer.subjects)).with_for_update()
-            if lock
-            else candidate.options(joinedload(Customer.subjects))
-        )
+    ways = ["id", "key"] if is_ulid(name) else ["key"]
+    for way in [*ways, "subject"] if by_subject else ways:
+        query = (_LOCKED if lock else _READ)[way]
         if customer := session.scalars(query, {"name": name}).unique().one_or_none():
             return customer
     raise CustomerNotFoundError(f"no customer {name!r}")
 
 
-_BY_ID = select(Customer).where(Customer.id == bindparam("name"))
-_BY_SUBJECT = select(Customer).where(
+_WITH_SUBJECT = select(Customer).where(
     Customer.id
     == select(SubjectOwner.customer_id)
     .where(SubjectOwner.subject_key == bindparam("name"))
     .scalar_subquery(),
     Customer.deleted_at.is_(None),
 )
-_BY_KEY = _BY_SUBJECT.where(Customer.key == bindparam("name"))
+_WAYS = {
+    "id": select(Customer).where(Customer.id == bindparam("name")),
+    "key": _WITH_SUBJECT.where(Customer.key == bindparam("name")),
+    "subject": _WITH_SUBJECT,
+}
+_READ = {way: query.options(joinedload(Customer.subjects)) for way, query in _WAYS.items()}
+_LOCKED = {
+    way: query.options(selectinload(Customer.subjects)).with_for_update() for way, query in _WAYS.items()
+}
+"""Whoever has the lock may be changing the subjects: they are read once it is ours."""
 
 
 def customers_by_id(session: Session, ids: Iterable[str]) -> dict[str, Customer]:
