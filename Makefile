@@ -31,6 +31,7 @@ types: $(VENV)/.dev
 contracts: $(VENV)/.dev
 	$(BIN)/lint-imports
 
+unexport PYTHONDONTWRITEBYTECODE  # tests start Tollgate often: it is compiled once
 unit: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TOGETHER) $(ARGS)
 # Two processes, each with a PostgreSQL of its own; a module's tests stay together, and share its server.
