@@ -46,7 +46,7 @@ def answers_of(session: Session, questions: Sequence[Question]) -> list[Sequence
     statement is run, the answer would mix two states: ask again, and in the end without a cube.
     """
     for _ in range(ATTEMPTS):
-        known = _known(session, questions)
+        known = _counted_by_the_way(questions, _known(session, questions))
         if (found := _execute(session, questions, known)) is not None:
             return found
     return _execute(session, questions, [RAW] * len(questions)) or []
@@ -108,11 +108,27 @@ def _plans(questions: Sequence[Question]) -> str:
 
 def _able(row: Row[Any], question: Question) -> bool:
     """Whether the cube has what is asked."""
-    meter, query = question.meter, question.query
-    named = (*query.group_by, *query.filters, *query.conditions)
-    needed = {meter.group_by[name] for name in named if name in meter.group_by}
     able = {"UNIQUE_COUNT": row.distinct_values, "LATEST": row.latest_values}
-    return needed.issubset(row.paths) and able.get(meter.aggregation, True)
+    return question.paths.issubset(row.paths) and able.get(question.meter.aggregation, True)
+
+
+def _counted_by_the_way(questions: Sequence[Question], known: Sequence[Known]) -> list[Known]:
+    """Events are counted in whatever cube of their type is read anyway, for the same time and subjects."""
+    read = {
+        (question.meter.event_type, question.likeness): its
+        for question, its in zip(questions, known, strict=True)
+        if its.cube and question.mergeable and not question.narrowed and question.meter.value_property
+    }
+    found = []
+    for question, its in zip(questions, known, strict=True):
+        other = read.get((question.meter.event_type, question.likeness)) if _is_count(question) else None
+        able = its.cube and other and other.cube and question.paths.issubset(other.cube.paths)
+        found.append(other if other and able else its)
+    return found
+
+
+def _is_count(question: Question) -> bool:
+    return question.meter.aggregation == "COUNT" and question.mergeable
 
 
 def _cube(row: Row[Any]) -> Cube:
@@ -185,8 +201,7 @@ def _readings(questions: Sequence[Question], known: Sequence[Known]) -> Iterator
     alike = defaultdict[tuple[object, ...], list[int]](list)
     for n, (question, its) in enumerate(zip(questions, known, strict=True)):
         if its.cube and question.mergeable:
-            subjects, starts = question.query.counted_subjects, tuple(question.starts)
-            alike[its.cube.id, question.period, subjects, starts].append(n)
+            alike[its.cube.id, question.likeness].append(n)
     for members in alike.values():
         some = [questions[n] for n in members]
         if len(some) > 1 and not all(question.narrowed for question in some):

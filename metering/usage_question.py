@@ -140,6 +140,17 @@ class Question:
         return columns | ({"first": "time", "last": "time"} if self.spanning else {})
 
     @property
+    def paths(self) -> set[str]:
+        """What it tells apart, or is narrowed by."""
+        named = (*self.query.group_by, *self.query.filters, *self.query.conditions)
+        return {self.meter.group_by[name] for name in named if name in self.meter.group_by}
+
+    @property
+    def likeness(self) -> tuple[object, ...]:
+        """The time and the subjects: what is read for one question has what another of the same asks."""
+        return self.period, self.query.counted_subjects, tuple(self.starts)
+
+    @property
     def narrowed(self) -> bool:
         return bool(self.query.filters or self.query.conditions)
 

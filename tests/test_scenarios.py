@@ -22,6 +22,9 @@ import pytest
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
+from api.http.invoice_body import InvoicePage, invoices_response
+from api.http.invoices import bodies_of
+from api.http.stored_invoice import gathering_body
 from billing.contracts.customer import Customer, get_customer
 from billing.contracts.edits import AddItem, RemoveItem
 from billing.contracts.subscription_changes import (
@@ -35,6 +38,8 @@ from billing.contracts.subscription_changes import (
 from billing.contracts.subscription_rules import Timing
 from billing.contracts.subscriptions import Subscription, create_subscription
 from billing.invoices.actions import VoidAction, act, delete_invoice, invoice_now, void_invoice
+from billing.invoices.gathering import gathering_invoices
+from billing.invoices.invoice import get_invoice
 from billing.profiles.app import SANDBOX_WISH
 from billing.profiles.profile import get_profile
 from billing.profiles.workflow import Workflow
@@ -90,6 +95,19 @@ def test_what_is_invoiced_is_what_was_computed_by_hand(session: Session, scenari
         world.take(step)
     assert ledger(session) == list(scenario.ledger)
     assert wrong(session, world.now) == []
+    require_spelled_as_documented(session, world)
+
+
+def require_spelled_as_documented(session: Session, world: "World") -> None:
+    """By hand: nothing is missing, nothing unknown, and each value as its type is sent."""
+    invoices = [get_invoice(session, one.id) for one in invoices_of(session)]
+    items = bodies_of(session, invoices, world.now, lines=True)
+    customer = get_customer(session, world.customer.id)
+    for gathering in gathering_invoices(session, [customer], at=world.now):
+        items.append(gathering_body(gathering, world.now, lines=True))
+    sent = invoices_response(items, total_count=len(items), page=1, page_size=100).body
+    read = InvoicePage.model_validate_json(bytes(sent))
+    assert json.loads(read.model_dump_json(by_alias=True, exclude_none=True)) == json.loads(bytes(sent))
 
 
 @dataclass

@@ -2,14 +2,15 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from pydantic import Field, StringConstraints
+from starlette.responses import Response
 
 from api.http.auth import admin, reader
 from api.http.body import Body, ExactRoute, Metadata, PageNumber, PageSize, page_of
-from api.http.invoice_body import InvoiceBody
-from api.http.invoices import InvoicePage, bodies_of
-from api.http.session import Now, Snapshot, Transaction
+from api.http.invoice_body import InvoiceBody, InvoicePage, invoice_response, invoices_response
+from api.http.invoices import bodies_of
+from api.http.session import Now, Transaction, snapshot
 from billing.invoices import credit_notes
 from billing.invoices.credit_notes import CreditLine, CreditNoteDetails
 from metering.wire import Numeric
@@ -53,25 +54,30 @@ def create(session: Transaction, now: Now, body: CreditNoteCreate) -> InvoiceBod
     return bodies_of(session, [note], now, lines=True)[0]
 
 
-@router.get("", operation_id="listCreditNotes", dependencies=[reader])
+@router.get("", operation_id="listCreditNotes", response_model=InvoicePage, dependencies=[reader])
 def list_all(
     *,
-    session: Snapshot,
+    request: Request,
     now: Now,
     invoice_id: Annotated[str | None, Query(alias="invoiceId")] = None,
     customer_id: Annotated[str | None, Query(alias="customerId")] = None,
     page: PageNumber = 1,
     page_size: PageSize = 100,
-) -> InvoicePage:
+) -> Response:
     """The newest first, and those that billing itself has issued among them; they are against no invoice."""
-    found, count = credit_notes.list_credit_notes(
-        session, invoice_id=invoice_id, customer_id=customer_id, **page_of(page, page_size)
-    )
-    items = bodies_of(session, found, now, lines=True)
-    return InvoicePage(total_count=count, page=page, page_size=page_size, items=items)
+    with snapshot(request) as session:
+        found, count = credit_notes.list_credit_notes(
+            session, invoice_id=invoice_id, customer_id=customer_id, **page_of(page, page_size)
+        )
+        items = bodies_of(session, found, now, lines=True)
+    return invoices_response(items, total_count=count, page=page, page_size=page_size)
 
 
-@router.get("/{creditNoteId}", operation_id="getCreditNote", dependencies=[reader])
-def get(session: Snapshot, now: Now, creditNoteId: str) -> InvoiceBody:  # noqa: N803  the wire's name
-    note = credit_notes.get_credit_note(session, creditNoteId)
-    return bodies_of(session, [note], now, lines=True)[0]
+@router.get(
+    "/{creditNoteId}", operation_id="getCreditNote", response_model=InvoiceBody, dependencies=[reader]
+)
+def get(request: Request, now: Now, creditNoteId: str) -> Response:  # noqa: N803  the wire's name
+    with snapshot(request) as session:
+        note = credit_notes.get_credit_note(session, creditNoteId)
+        (body,) = bodies_of(session, [note], now, lines=True)
+    return invoice_response(body)

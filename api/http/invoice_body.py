@@ -25,7 +25,7 @@ from pydantic import (
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from api.http.body import Body, Metadata, SpelledAs, present
+from api.http.body import Body, Metadata, Page, SpelledAs, present
 from billing.contracts.customer import Address, Customer
 from billing.profiles.workflow import Workflow
 from catalog.discount import Discounts, PercentageDiscount, UsageDiscount
@@ -46,6 +46,7 @@ __all__ = [
     "ExternalIds",
     "InvoiceBody",
     "InvoiceCustomer",
+    "InvoicePage",
     "InvoiceStatus",
     "InvoiceWorkflow",
     "LineAmountDiscount",
@@ -70,6 +71,7 @@ __all__ = [
     "ValidationIssueBody",
     "customer_body",
     "invoice_response",
+    "invoices_response",
     "period_body",
     "price_body",
     "span",
@@ -448,6 +450,10 @@ class InvoiceBody(TypedDict):
     lines: NotRequired[list[LineBody]]
 
 
+class InvoicePage(Page):
+    items: list[InvoiceBody]
+
+
 def _model(part: object) -> Any:
     """What an invoice has few of is a pydantic model."""
     if isinstance(part, BaseModel):
@@ -461,6 +467,11 @@ _encoder = msgspec.json.Encoder(enc_hook=_model, decimal_format="number")
 def invoice_response(invoice: InvoiceBody) -> Response:
     """As FastAPI would send it, in a tenth of the time: it has its shape, and is not asked whether it has."""
     return Response(_encoder.encode(invoice), media_type="application/json")
+
+
+def invoices_response(items: list[InvoiceBody], *, total_count: int, page: int, page_size: int) -> Response:
+    content = {"totalCount": total_count, "page": page, "pageSize": page_size, "items": items}
+    return Response(_encoder.encode(content), media_type="application/json")
 
 
 def customer_body(customer: Customer) -> InvoiceCustomer:

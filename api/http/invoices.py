@@ -12,9 +12,9 @@ from sqlalchemy.orm import Session
 from starlette.responses import Response
 
 from api.http.auth import reader
-from api.http.body import ExactRoute, Instant, Page, PageNumber, PageSize, page_of
-from api.http.invoice_body import InvoiceBody, InvoiceStatus, invoice_response
-from api.http.session import Now, Snapshot, snapshot
+from api.http.body import ExactRoute, Instant, PageNumber, PageSize, page_of
+from api.http.invoice_body import InvoiceBody, InvoicePage, InvoiceStatus, invoice_response, invoices_response
+from api.http.session import Now, snapshot
 from api.http.stored_invoice import gathering_body, invoice_body
 from billing.contracts.customer import customers_by_id, get_customer
 from billing.invoices.actions import InvoiceFilter, InvoiceOrder, list_invoices
@@ -29,10 +29,6 @@ router = APIRouter(prefix="/api/v1", tags=["Invoices"], route_class=ExactRoute)
 FURTHEST_AHEAD = timedelta(days=2 * 365)
 
 
-class InvoicePage(Page):
-    items: list[InvoiceBody]
-
-
 Expand = Literal["lines", "preceding", "workflow.apps"]
 OrderBy = Literal["customer.name", "issuedAt", "status", "createdAt", "updatedAt", "periodStart"]
 _ORDER: dict[OrderBy, InvoiceOrder] = {
@@ -45,10 +41,12 @@ _ORDER: dict[OrderBy, InvoiceOrder] = {
 }
 
 
-@router.get("/billing/invoices", operation_id="listInvoices", dependencies=[reader])
+@router.get(
+    "/billing/invoices", operation_id="listInvoices", response_model=InvoicePage, dependencies=[reader]
+)
 def list_all(
     *,
-    session: Snapshot,
+    request: Request,
     now: Now,
     statuses: Annotated[list[InvoiceStatus] | None, Query()] = None,
     extended_statuses: Annotated[list[str] | None, Query(alias="extendedStatuses")] = None,
@@ -65,7 +63,7 @@ def list_all(
     order_by: Annotated[OrderBy, Query(alias="orderBy")] = "createdAt",
     page: PageNumber = 1,
     page_size: PageSize = 100,
-) -> InvoicePage:
+) -> Response:
     """Stored invoices, the newest first; gathering ones, priced as of now, come before them."""
     wanted = InvoiceFilter(
         customers=customers or (),
@@ -81,13 +79,14 @@ def list_all(
     )
     lines = "lines" in (expand or ())
     place = page_of(page, page_size)
-    items, ahead = _gathering(session, wanted, now, lines=lines, **place)
-    rest = {"offset": max(0, place["offset"] - ahead), "limit": page_size - len(items)}
-    found, count = list_invoices(
-        session, wanted, order_by=_ORDER[order_by], descending=order == "DESC", **rest
-    )
-    items += bodies_of(session, found, now, lines=lines)
-    return InvoicePage(total_count=ahead + count, page=page, page_size=page_size, items=items)
+    with snapshot(request) as session:
+        items, ahead = _gathering(session, wanted, now, lines=lines, **place)
+        rest = {"offset": max(0, place["offset"] - ahead), "limit": page_size - len(items)}
+        found, count = list_invoices(
+            session, wanted, order_by=_ORDER[order_by], descending=order == "DESC", **rest
+        )
+        items += bodies_of(session, found, now, lines=lines)
+    return invoices_response(items, total_count=ahead + count, page=page, page_size=page_size)
 
 
 def _gathering(
@@ -111,20 +110,30 @@ def bodies_of(
     return [invoice_body(invoice, customers, now, lines=lines) for invoice in invoices]
 
 
-@router.get("/billing/invoices/{invoiceId}", operation_id="getInvoice", dependencies=[reader])
+@router.get(
+    "/billing/invoices/{invoiceId}",
+    operation_id="getInvoice",
+    response_model=InvoiceBody,
+    dependencies=[reader],
+)
 def get(
-    session: Snapshot,
+    request: Request,
     now: Now,
     invoiceId: str,  # noqa: N803  the wire's name
     expand: Annotated[list[Expand] | None, Query()] = None,
     include_deleted_lines: Annotated[bool, Query(alias="includeDeletedLines")] = False,  # noqa: ARG001
-) -> InvoiceBody:
+) -> Response:
     """A stored invoice, or a customer's gathering one by the id it has in the list."""
-    lines = expand is None or "lines" in expand
+    with snapshot(request) as session:
+        body = _any_invoice(session, invoiceId, now, lines=expand is None or "lines" in expand)
+    return invoice_response(body)
+
+
+def _any_invoice(session: Session, invoice_id: str, now: datetime, *, lines: bool) -> InvoiceBody:
     try:
-        return bodies_of(session, [get_invoice(session, invoiceId)], now, lines=lines)[0]
+        return bodies_of(session, [get_invoice(session, invoice_id)], now, lines=lines)[0]
     except InvoiceNotFoundError:
-        customer = customer_of_gathering(session, invoiceId)
+        customer = customer_of_gathering(session, invoice_id)
         if customer is None or not (gathering := gathering_invoices(session, [customer], at=now)):
             raise
         return gathering_body(gathering[0], now, lines=lines)

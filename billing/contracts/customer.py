@@ -20,7 +20,7 @@ from sqlalchemy.orm import (
     selectinload,
 )
 
-from metering.database import Base, Id, Instant, ValueType
+from metering.database import Base, Id, Instant, ValueType, among
 from metering.errors import ConflictError, Issue, NotFoundError
 from metering.ids import is_ulid
 from metering.wire import WIRE
@@ -150,8 +150,12 @@ _LOCKED = {
 
 
 def customers_by_id(session: Session, ids: Iterable[str]) -> dict[str, Customer]:
-    query = select(Customer).options(selectinload(Customer.subjects)).where(Customer.id.in_(set(ids)))
-    return {customer.id: customer for customer in session.scalars(query)}
+    wanted = list(set(ids))
+    found = session.scalars(_BY_IDS, {"ids": wanted}).unique() if wanted else ()
+    return {customer.id: customer for customer in found}
+
+
+_BY_IDS = select(Customer).options(joinedload(Customer.subjects)).where(among(Customer.id, "ids"))
 
 
 def owners_of(session: Session, subjects: Iterable[str]) -> dict[str, str]:
