@@ -138,7 +138,8 @@ class InvoiceLine(_Sums, Base):
 
     `usage` is what the charge was rated by, all that was used by then; `share` the part of a full period a
     flat price was charged for; `last` whether nothing more was to be used. With `rate_card` and the lines
-    before it, it can be computed again. `released_at`: it was voided, and its charge may be billed anew.
+    before it, it can be computed again. `released_at`: it was voided, and its charge may be billed anew, from
+    `bill_again_at` on.
     `rated_at`: when, so that what was released later had counted.
     `billed_events` says by which events; it is stored when the invoice is issued.
     `credited_line_id`: a credit note made by hand gives back of that line.
@@ -159,7 +160,7 @@ class InvoiceLine(_Sums, Base):
     name: Mapped[str]
     description: Mapped[str | None]
     metadata_: Mapped[dict[str, str] | None] = mapped_column("metadata")
-    subscription_id: Mapped[Id | None]
+    subscription_id: Mapped[Id | None] = mapped_column(ForeignKey("subscriptions.id"))
     phase_id: Mapped[Id | None]
     item_id: Mapped[Id | None]
     feature_id: Mapped[Id | None]
@@ -184,6 +185,7 @@ class InvoiceLine(_Sums, Base):
     credited_line_id: Mapped[Id | None] = mapped_column(ForeignKey("invoice_lines.id"), index=True)
     rated_at: Mapped[Instant]
     released_at: Mapped[Instant | None]
+    bill_again_at: Mapped[Instant | None]
     created_at: Mapped[Instant]
     updated_at: Mapped[Instant]
 
