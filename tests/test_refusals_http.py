@@ -644,6 +644,12 @@ INVOICES: Group = {
             "invoice_lines_not_billable",
             "$.filters.lineIds[1]",
         ),
+        (
+            {"customerId": "<payer>", "filters": {"lineIds": []}},
+            400,
+            "too_short",
+            "$.filters.lineIds",
+        ),
         ({"customer": "<payer>"}, 400, "field_required", "$.customerId"),
     ],
     PENDING: [

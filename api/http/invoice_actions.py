@@ -33,7 +33,7 @@ router = APIRouter(prefix="/api/v1/billing", tags=["Invoices"], route_class=Exac
 
 
 class PendingLinesFilter(Body):
-    line_ids: Annotated[list[str], Field(max_length=1000)] | None = None
+    line_ids: Annotated[list[str], Field(min_length=1, max_length=1000)] | None = None
 
 
 class InvoicePendingLinesAction(Body):
@@ -57,7 +57,7 @@ def invoice_pending_lines(
     made = actions.invoice_now(
         session,
         body.customer_id,
-        line_ids=(body.filters and body.filters.line_ids) or (),
+        line_ids=body.filters.line_ids if body.filters else None,
         as_of=body.as_of,
         progressive=body.progressive_billing_override,
         now=now,

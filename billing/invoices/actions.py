@@ -52,14 +52,15 @@ def invoice_now(
     session: Session,
     customer_id: str,
     *,
-    line_ids: Collection[str] = (),
+    line_ids: Collection[str] | None = None,
     as_of: datetime | None = None,
     progressive: bool | None = None,
     now: datetime,
 ) -> list[Invoice]:
     """Bill what is due by `as_of`, and, if the profile or `progressive` says so, what was used until then.
 
-    `line_ids` are those of the gathering invoice: only these. Raises InvalidError when that is nothing.
+    `line_ids` are those of the gathering invoice: only these, or None: all. Raises InvalidError when that is
+    nothing.
     """
     customer = get_customer(session, customer_id, lock=True)
     at = as_of or now
@@ -69,8 +70,8 @@ def invoice_now(
     (payer,) = payers_of(session, [customer], {customer.id: at}, now)
     split = payer.profile.workflow.invoicing.progressive_billing if progressive is None else progressive
     named = {one.line_id: one.identity for one in billables_of(payer, at)}
-    _require_all_known(line_ids, named)
-    only = {named[id_] for id_ in line_ids} if line_ids else None
+    _require_all_known(line_ids or (), named)
+    only = None if line_ids is None else {named[id_] for id_ in line_ids}
     reach: Reach = "used" if split else "due"
     drafts = collect(session, [customer], at={customer.id: at}, now=now, reach=reach, only=only)
     if not drafts:
