@@ -65,6 +65,10 @@ class PendingLine(Base):
             managed_by="manual",
         )
 
+    def delete(self, now: datetime) -> None:
+        """It is billed no more."""
+        self.deleted_at, self.next_billing_at = now, None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WantedLine:

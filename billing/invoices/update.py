@@ -342,7 +342,7 @@ def _give_up(session: Session, invoice: Invoice, rows: Sequence[InvoiceLine], no
         invoice.lines.remove(row)
         aside.lines.append(row)
         if row.managed_by == "manual":
-            _pending(session, row).deleted_at = now
+            _pending(session, row).delete(now)
     aside.totals = add_totals(row.totals for row in rows)
     number_drafts(session, [aside])
     session.add(aside)

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Self
 
 import structlog
-from sqlalchemy import ARRAY, CHAR, ColumnElement, all_, func, literal, select, union, union_all
+from sqlalchemy import ARRAY, CHAR, ColumnElement, all_, func, literal, select, true, union, union_all
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import InstrumentedAttribute, Session, selectinload
 
@@ -38,6 +38,10 @@ log = structlog.get_logger()
 
 LONGEST_REASON = 500
 """Characters of an error that are told; the log has all of it."""
+
+
+class NotAdvancingError(Exception):
+    """What was billed at an instant is due at it still: to go on would never end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,24 +153,30 @@ def _together(outcomes: Sequence[Outcome]) -> Outcome:
 def due_at(session: Session, *, skip: Collection[str] = ()) -> datetime | None:
     """When the next thing falls due, for anybody but `skip`."""
     earliest = (
-        select(due).where(due.is_not(None), _other_than(whose, skip)).order_by(due).limit(1).scalar_subquery()
-        for due, whose in _DUE
+        select(due)
+        .where(due.is_not(None), counts, _other_than(whose, skip))
+        .order_by(due)
+        .limit(1)
+        .scalar_subquery()
+        for due, whose, counts in _DUE
     )
     found = session.execute(select(*earliest)).one()
     return min((at for at in found if at is not None), default=None)
 
 
-_DUE: Sequence[tuple[InstrumentedAttribute[datetime | None], InstrumentedAttribute[str]]] = (
-    (Subscription.next_billing_at, Subscription.customer_id),
-    (Invoice.next_action_at, Invoice.customer_id),
-    (PendingLine.next_billing_at, PendingLine.customer_id),
+_DUE: Sequence[
+    tuple[InstrumentedAttribute[datetime | None], InstrumentedAttribute[str], ColumnElement[bool]]
+] = (
+    (Subscription.next_billing_at, Subscription.customer_id, true()),
+    (Invoice.next_action_at, Invoice.customer_id, true()),
+    (PendingLine.next_billing_at, PendingLine.customer_id, PendingLine.deleted_at.is_(None)),
 )
-"""What falls due when, and whose it is."""
+"""What falls due when, whose it is, and whether it counts."""
 
 
 def due_customers(session: Session, *, now: datetime) -> int:
     """For how many customers something is due."""
-    due = union(*(select(whose).where(due <= now) for due, whose in _DUE)).subquery()
+    due = union(*(select(whose).where(due <= now, counts) for due, whose, counts in _DUE)).subquery()
     return session.scalar(select(func.count()).select_from(due)) or 0
 
 
@@ -181,8 +191,8 @@ def _claim(
     """Customers for whom something is due and whom nobody else is working for, locked."""
     due = union(
         *(
-            select(whose).where(due <= now, _other_than(whose, skip)).order_by(due).limit(CANDIDATES)
-            for due, whose in _DUE
+            select(whose).where(due <= now, counts, _other_than(whose, skip)).order_by(due).limit(CANDIDATES)
+            for due, whose, counts in _DUE
         )
     )
     claimed = select(Customer).where(Customer.id.in_(due)).order_by(Customer.id)
@@ -194,7 +204,10 @@ def _bill(session: Session, customers: Sequence[Customer], now: datetime) -> Out
     """Period by period: each round bills each customer at the next instant at which something was due."""
     by_id = {customer.id: customer for customer in customers}
     made: list[Invoice] = []
+    billed: dict[str, datetime] = {}
     while at := _next(session, by_id, now):
+        _require_advance(billed, at)
+        billed |= at
         made += collect(session, [by_id[id_] for id_ in at], at=at, now=now, rated=made)
     # at the end: who takes a final number holds up all others who issue
     advance(session, made, now=now, rated=True)
@@ -215,10 +228,17 @@ def _bill(session: Session, customers: Sequence[Customer], now: datetime) -> Out
     return outcome
 
 
+def _require_advance(billed: Mapping[str, datetime], at: Mapping[str, datetime]) -> None:
+    for id_, due in at.items():
+        if id_ in billed and due <= billed[id_]:
+            raise NotAdvancingError(f"what was due on {due:%Y-%m-%d %H:%M:%S} is due again once it is billed")
+
+
 def _next(session: Session, customer_ids: Collection[str], now: datetime) -> dict[str, datetime]:
     """When the earliest thing fell due for each customer, of those for whom something did."""
     signed = select(Subscription.customer_id, Subscription.next_billing_at.label("due"))
     added = select(PendingLine.customer_id, PendingLine.next_billing_at.label("due"))
+    added = added.where(PendingLine.deleted_at.is_(None))
     both = union_all(
         signed.where(Subscription.customer_id.in_(customer_ids), Subscription.next_billing_at <= now),
         added.where(PendingLine.customer_id.in_(customer_ids), PendingLine.next_billing_at <= now),

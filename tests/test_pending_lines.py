@@ -1,0 +1,83 @@
+"""Lines added by hand: when they can be due, how they are taken back, and that no run waits for ever for one."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from sqlalchemy.orm import Session
+
+from billing.contracts.customer import Customer, get_customer
+from billing.contracts.pending import PendingLine, WantedLine, add_pending_lines
+from billing.invoices.actions import invoice_now
+from billing.invoices.invoice import Invoice
+from billing.invoices.invoicing import collect
+from billing.runs.run import due_at, due_customers, run_portion
+from catalog.price import Price, UnitPrice
+from metering.period import Period
+from tests.billing_clock import bill_until, ledger, wrong
+from tests.builders import START, a_customer, a_metered_feature, a_plan, at, fee, phase, sign_up, spent, store
+from tests.test_invoice_update import a_card, flat, update
+
+FEBRUARY = at("2026-02-01")
+USAGE = UnitPrice(type="unit", amount=Decimal(1))
+
+
+def add(
+    session: Session,
+    customer: Customer,
+    price: Price = USAGE,
+    *,
+    period: tuple[str, str] = ("2026-01-01", "2026-02-01"),
+    due: str = "2026-02-01",
+    now: str = "2026-01-01",
+) -> PendingLine:
+    start, end = period
+    card = a_card(price, "tokens" if price == USAGE else None)
+    line = WantedLine(rate_card=card, period=Period(start=at(start), end=at(end)), invoice_at=at(due))
+    (added,) = add_pending_lines(session, customer, currency="USD", lines=[line], now=at(now))
+    return added
+
+
+# -- The run -------------------------------------------------------------------------------------------------
+
+
+def test_a_line_that_was_billed_in_part_and_taken_off_its_draft_is_due_no_more(session: Session) -> None:
+    a_metered_feature(session)
+    customer = a_customer(session, "ada")
+    line = add(session, customer)
+    store(session, spent("ada", 5, "2026-01-05"))
+    (draft,) = invoice_now(session, customer.id, progressive=True, now=at("2026-01-10"))
+    update(session, draft, now=at("2026-01-10"))
+    assert (line.next_billing_at, line.deleted_at) == (None, at("2026-01-10"))
+    bill_until(session, at("2026-02-02"))
+    assert ledger(session) == []
+    assert wrong(session, at("2026-02-02")) == []
+
+
+def test_a_line_that_was_deleted_is_not_looked_for(session: Session) -> None:
+    line = add(session, a_customer(session), flat("5"))
+    line.deleted_at = START
+    session.flush()
+    assert line.next_billing_at == FEBRUARY
+    assert (due_at(session), due_customers(session, now=FEBRUARY)) == (None, 0)
+    assert run_portion(session, now=FEBRUARY).customers == 0
+    sign_up(session, get_customer(session, line.customer_id, lock=True), a_plan(session, phase(fee("20"))))
+    bill_until(session, FEBRUARY)
+    assert [row[:21] for row in ledger(session)] == ["2026-01-01 paid 20.00", "2026-02-01 paid 20.00"]
+
+
+def test_what_is_still_due_after_it_was_billed_fails_its_customer_and_nobody_else(
+    session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = a_plan(session, phase(fee("20")))
+    good, bad = (sign_up(session, a_customer(session), plan).customer_id for _ in range(2))
+
+    def collected(session: Session, customers: Sequence[Customer], **more: Any) -> list[Invoice]:
+        return collect(session, [one for one in customers if one.id != bad], **more)
+
+    monkeypatch.setattr("billing.runs.run.collect", collected)
+    outcome = run_portion(session, now=START)
+    again = "what was due on 2026-01-01 00:00:00 is due again once it is billed"
+    assert outcome.failed == {bad: f"NotAdvancingError: {again}"}
+    assert [invoice.customer_id for invoice in outcome.invoices.values()] == [good]
