@@ -129,14 +129,15 @@ def _taxed(
     payer: Payer, lines: Iterable[DueLine], earlier: Earlier, rates: Rates
 ) -> Iterator[tuple[DueLine, tuple[LineTax, ...]]]:
     """Each after the lines of its charge that were billed before, and those that come before it here."""
-    address, usual = payer.customer.billing_address, payer.profile.workflow.invoicing.default_tax_config
+    workflow, address = payer.profile.workflow, payer.customer.billing_address or Address()
     before: dict[str, list[TaxedAmount]] = {}
     for line in lines:
         one, amount = line.billable, line.totals.total
         counted = (line for line in earlier.get(one.identity, ()) if line.released_at is None)
         charge = before.setdefault(one.identity, taxed_amounts(counted))
-        config = resolve(one.rate_card.tax_config, usual)
-        taxation = taxation_of(rates, config, address=address or Address(), at=line.invoice_at)
+        config = resolve(one.rate_card.tax_config, workflow.invoicing.default_tax_config)
+        found = taxation_of(rates, config, address=address, at=line.invoice_at)
+        taxation = found if workflow.tax.enabled else None
         taxes = taxes_of(amount, taxation, earlier=charge, currency=one.currency)
         charge.append(TaxedAmount(amount=amount, taxes=taxes))
         yield line, taxes

@@ -93,6 +93,7 @@ def _table() -> Mapping[tuple[Status, Trigger], Status]:
         ("draft.waiting_auto_approval", "approve"): "draft.ready_to_issue",
         ("draft.manual_approval_needed", "approve"): "draft.ready_to_issue",
         ("draft.ready_to_issue", "next"): "issuing.line_finalization",
+        ("draft.ready_to_issue", "failed"): "draft.invalid",
         ("delete.in_progress", "next"): "delete.syncing",
         ("delete.syncing", "next"): "deleted",
         ("delete.syncing", "failed"): "delete.failed",
@@ -191,7 +192,7 @@ def after(status: Status, facts: Facts) -> Status | None:
         return "draft.manual_approval_needed"
     if status == "draft.ready_to_issue" and not facts.lines:
         return "delete.in_progress"
-    if status == "draft.validating" and facts.critical:
+    if status in ("draft.validating", "draft.ready_to_issue") and facts.critical:
         return "draft.invalid"
     if status == "delete.syncing" and facts.numbered:
         return "voided"
