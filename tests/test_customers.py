@@ -24,7 +24,17 @@ from billing.contracts.customer_changes import (
 )
 from billing.contracts.subscriptions import create_subscription
 from metering.errors import InvalidError
-from tests.builders import START, a_customer, a_plan, at_once, fee, phase, sign_up
+from tests.builders import (
+    START,
+    a_customer,
+    a_metered_feature,
+    a_plan,
+    at_once,
+    fee,
+    per_unit,
+    phase,
+    sign_up,
+)
 
 ACME = CustomerDetails(name="Acme", key="acme", subject_keys=("gateway-1", "gateway-2"))
 
@@ -230,11 +240,20 @@ def test_a_key_may_become_a_subject_and_a_subject_the_key_while_subscribed(
     assert sorted(kept.usage_subjects) == ["acme", "gateway-1", "gateway-2"]
 
 
-def test_once_the_subscription_has_ended_subjects_may_go(session: Session, now: datetime) -> None:
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_once_usage_of_a_subscription_is_looked_for_no_more_subjects_may_go(
+    session: Session, now: datetime, looked_at: bool
+) -> None:
+    a_metered_feature(session)
     customer = create_customer(session, ACME, now=START)
-    sign_up(session, customer, a_plan(session)).active_to = now
-    update(session, customer, replace(ACME, subject_keys=()), now)
-    assert reread(session, customer).subject_keys == []
+    signed = sign_up(session, customer, a_plan(session, phase(per_unit())))
+    signed.active_to, signed.next_billing_at = now, now if looked_at else None
+    if looked_at:
+        with pytest.raises(CustomerInUseError):
+            update(session, customer, replace(ACME, subject_keys=()), now)
+    else:
+        update(session, customer, replace(ACME, subject_keys=()), now)
+    assert reread(session, customer).subject_keys == (["gateway-1", "gateway-2"] if looked_at else [])
 
 
 def test_deleting_a_customer_frees_its_subjects_and_its_key(session: Session, now: datetime) -> None:

@@ -11,10 +11,10 @@ from api.http.auth import admin, reader
 from api.http.body import RESOURCE, Body, ExactRoute, Metadata, Page, PageNumber, PageSize, page_of
 from api.http.session import Now, Transaction
 from api.http.subscriptions import SubscriptionBody, subscription_body
-from billing.contracts import customer_changes
 from billing.contracts.customer import Address, Customer, CustomerOrder, get_customer, list_customers
-from billing.contracts.customer_changes import CustomerDetails
+from billing.contracts.customer_changes import CustomerDetails, create_customer
 from billing.contracts.subscriptions import Subscription, SubscriptionStatus, subscriptions_of
+from billing.invoices.customer_changes import delete_customer, update_customer
 
 __all__ = ["CustomerBody", "customer_bodies", "router"]
 
@@ -108,7 +108,7 @@ Expand = Annotated[list[Literal["subscriptions"]] | None, Query()]
 
 @router.post("", operation_id="createCustomer", status_code=201, dependencies=[admin])
 def create(session: Transaction, now: Now, body: CustomerReplaceUpdate) -> CustomerBody:
-    customer = customer_changes.create_customer(session, body.details, now=now)
+    customer = create_customer(session, body.details, now=now)
     return customer_bodies(session, [customer], now)[0]
 
 
@@ -164,17 +164,18 @@ def update(
     customerIdOrKey: str,  # noqa: N803  the wire's name
     body: CustomerReplaceUpdate,
 ) -> CustomerBody:
-    """Replace everything: what is left out is cleared."""
+    """Replace everything: what is left out is cleared.
+
+    Subjects and key stay while a subscription runs, and two months longer: their usage may still be billed.
+    """
     customer = get_customer(session, customerIdOrKey, lock=True)
-    return customer_bodies(
-        session, [customer_changes.update_customer(session, customer, body.details, now=now)], now
-    )[0]
+    return customer_bodies(session, [update_customer(session, customer, body.details, now=now)], now)[0]
 
 
 @router.delete("/{customerIdOrKey}", operation_id="deleteCustomer", status_code=204, dependencies=[admin])
 def delete(session: Transaction, now: Now, customerIdOrKey: str) -> None:  # noqa: N803  the wire's name
-    """Refused while a subscription runs."""
-    customer_changes.delete_customer(session, get_customer(session, customerIdOrKey, lock=True), now=now)
+    """Refused while a subscription runs, something is not billed yet, or an invoice is not final."""
+    delete_customer(session, get_customer(session, customerIdOrKey, lock=True), now=now)
 
 
 @router.get(

@@ -7,6 +7,7 @@ from datetime import datetime
 from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
+from billing.invoices.customer_changes import FINAL
 from billing.invoices.invoice import Invoice
 from billing.invoices.state import Status
 from billing.profiles.app import App, AppType, get_app, get_listing
@@ -29,10 +30,6 @@ class AppDetails:
     metadata: Mapping[str, str] | None = None
     draft_sync_hook: bool = False
     issuing_sync_hook: bool = False
-
-
-FINAL: tuple[Status, ...] = ("paid", "uncollectible", "voided", "deleted")
-"""Invoices that ask nothing more of their app."""
 
 
 class AppInUseError(ConflictError):

@@ -4,11 +4,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from billing.contracts.customer import Address, Customer, SubjectOwner, address_issues
-from billing.contracts.subscriptions import has_subscription
+from billing.contracts.pending import PendingLine
+from billing.contracts.subscriptions import (
+    Subscription,
+    SubscriptionItem,
+    SubscriptionPhase,
+    has_subscription,
+)
 from catalog.money import is_currency
 from metering.database import translating
 from metering.errors import ConflictError, InvalidError, Issue
@@ -21,7 +27,9 @@ __all__ = [
     "SubjectTakenError",
     "create_customer",
     "delete_customer",
+    "taken_away",
     "update_customer",
+    "why_kept",
 ]
 
 
@@ -58,11 +66,13 @@ def update_customer(
 ) -> Customer:
     """Replace everything; the customer must have been loaded with a lock.
 
-    While a subscription runs, subjects may be added but not taken away: their usage is being billed.
+    Subjects may be added at any time. They are not taken away while a subscription runs, nor later while
+    their usage may still be billed: whoever had them next would pay for it again.
     """
     _check(details)
     customer.require_living()
-    issues = _taken_away(customer, details) if has_subscription(session, customer.id, since=now) else []
+    hint = why_kept(session, customer, now)
+    issues = [] if hint is None else taken_away(customer, details, hint=hint)
     issues += _currency_changes(customer, details) if has_subscription(session, customer.id) else []
     if issues:
         raise CustomerInUseError(issues[0].message, *issues)
@@ -72,7 +82,8 @@ def update_customer(
 def delete_customer(session: Session, customer: Customer, *, now: datetime) -> None:
     """Its subjects and key are free again; the customer must have been loaded with a lock.
 
-    One that was deleted stays as it is.
+    No billing looks at it again, so that nothing is given back of what its subjects used. One that was
+    deleted stays as it is.
     """
     if customer.deleted_at is not None:
         return
@@ -81,6 +92,9 @@ def delete_customer(session: Session, customer: Customer, *, now: datetime) -> N
         raise CustomerInUseError(
             message, Issue(code="customer_in_use", message=message, hint="End it first.")
         )
+    ended, by_hand = Subscription.customer_id == customer.id, PendingLine.customer_id == customer.id
+    session.execute(update(Subscription).where(ended).values(next_billing_at=None, settled_until=now))
+    session.execute(update(PendingLine).where(by_hand).values(next_billing_at=None))
     customer.subjects = []
     customer.deleted_at = customer.updated_at = now
     session.flush()
@@ -105,13 +119,36 @@ def _check(details: CustomerDetails) -> None:
         raise InvalidError(issues[0].message, *issues)
 
 
-def _taken_away(customer: Customer, details: CustomerDetails) -> list[Issue]:
+def why_kept(session: Session, customer: Customer, now: datetime) -> str | None:
+    """Until when its usage is looked for at each billing, as a hint; None: it is no more."""
+    if has_subscription(session, customer.id, since=now):
+        return "End the subscription first: its usage is looked for until two months after that."
+    contracts = (
+        select(Subscription.active_to)
+        .join(SubscriptionPhase, SubscriptionPhase.subscription_id == Subscription.id)
+        .join(SubscriptionItem, SubscriptionItem.phase_id == SubscriptionPhase.id)
+        .where(Subscription.customer_id == customer.id, Subscription.next_billing_at.is_not(None))
+        .where(SubscriptionItem.feature_id.is_not(None))
+    )
+    by_hand = (
+        select(PendingLine.period_end)
+        .where(PendingLine.customer_id == customer.id, PendingLine.next_billing_at.is_not(None))
+        .where(PendingLine.feature_id.is_not(None))
+    )
+    ends = [end for query in (contracts, by_hand) for end in session.scalars(query) if end is not None]
+    if not ends:
+        return None
+    return f"It is billed and looked for until two months after {max(ends).isoformat()}: wait until then."
+
+
+def taken_away(customer: Customer, details: CustomerDetails, *, hint: str) -> list[Issue]:
+    """What refuses that the customer loses a subject, or the key."""
     return [
         Issue(
             code="subject_in_use",
-            message=f"{owned.subject_key!r} can't be taken away while a subscription bills its usage",
+            message=f"{owned.subject_key!r} can't be taken away while its usage may still be billed",
             field="$.key" if owned.position is None else "$.usageAttribution.subjectKeys",
-            hint="End the subscription first.",
+            hint=hint,
         )
         for owned in customer.subjects
         if owned.subject_key not in _wanted(details)
