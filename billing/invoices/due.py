@@ -42,10 +42,12 @@ __all__ = [
     "used_by",
 ]
 
-LATE = timedelta(days=62)
-"""How long after a service period usage of it is still looked for at each billing; two months."""
 WAIT = timedelta(days=31)
 """How long usage that came late waits for something else to be invoiced."""
+TWO_MONTHS = (timedelta(days=59), timedelta(days=62))
+"""The shortest and the longest: one look at late usage comes between them."""
+LATE = timedelta(days=64)
+"""How long after a service period usage of it is still looked for at each billing."""
 
 Earlier = Mapping[str, Sequence[InvoiceLine]]
 """The lines of each charge, by its identity, in their order."""
@@ -109,9 +111,9 @@ def due_of(
         if _asked(payer, one, earlier.get(one.identity, ()), reach)
     ]
     until = [
-        usage_until or one.service.end
-        if reach == "begun"
-        else _looked_at(payer.at, earlier.get(one.identity, ()))
+        one.service.end
+        if reach == "begun" and usage_until is None
+        else _looked_at(usage_until or payer.at, earlier.get(one.identity, ()))
         for payer, one in wanted
     ]
     changed = _changed(session, wanted, until, earlier, whole=reach == "begun")
@@ -162,9 +164,14 @@ def _looked_at(at: datetime, earlier: Sequence[InvoiceLine]) -> datetime:
 def _ripe(payer: Payer, lines: Sequence[DueLine]) -> list[DueLine]:
     """Nothing, unless something doesn't wait; what is waived is no reason for an invoice."""
     charged = [line for line in lines if not line.waived]
-    if all(line.waits for line in charged) and _is_due_soon(payer):
+    if all(line.waits and _can_wait(payer, line) for line in charged) and _is_due_soon(payer):
         return [line for line in lines if line.waived]
     return list(lines)
+
+
+def _can_wait(payer: Payer, line: DueLine) -> bool:
+    """It is still looked for when the wait is over."""
+    return line.billable.service.end + LATE > payer.at + WAIT
 
 
 def _is_due_soon(payer: Payer) -> bool:
@@ -230,6 +237,7 @@ _UNSETTLED = (
             InvoiceLine.usage,
             InvoiceLine.last,
             InvoiceLine.released_at,
+            InvoiceLine.bill_again_at,
         )
     )
     .join(Subscription, InvoiceLine.subscription_id == Subscription.id)
@@ -263,13 +271,22 @@ def billables_of(payer: Payer, until: datetime, *, since: datetime | None = None
 
 def _asked(payer: Payer, one: Billable, earlier: Sequence[InvoiceLine], reach: Reach) -> bool:
     """Whether there may be something to bill: it is due, it is taken early, or it may have changed since."""
+    if reach != "begun" and any(at > payer.at for at in _again(earlier)):
+        return False
     counted = [line for line in earlier if line.released_at is None]
     if any(line.last for line in counted):
         late = one.metered and one.service.end <= payer.at - LATE
         return not late or len(counted) < len(earlier) or _is_cut_anew(one, counted[-1])
-    if reach == "begun" or (reach == "used" and one.metered and one.service.start < payer.at):
-        return one.service.start <= payer.at
+    if reach == "begun":
+        return min(one.service.start, one.invoice_at) <= payer.at
+    if reach == "used" and one.metered and one.service.start < payer.at:
+        return True
     return collected_at(one.invoice_at, payer.profile.workflow) <= payer.at
+
+
+def _again(earlier: Sequence[InvoiceLine]) -> list[datetime]:
+    """From when on what was voided is billed again."""
+    return [line.bill_again_at for line in earlier if line.bill_again_at is not None]
 
 
 def _billed_by(lines: Sequence[InvoiceLine]) -> Usage | None:
@@ -285,8 +302,13 @@ def _is_final(one: Billable, lines: Sequence[InvoiceLine]) -> bool:
 
 
 def _is_cut_anew(one: Billable, billed: InvoiceLine) -> bool:
-    """Whether the contract has changed since, so that it charges for another time, or charges again."""
-    return one.service.end != billed.service_end or str(one.share) != billed.share
+    """Whether the contract has changed since, so that it charges for another time, or sells another item
+    from the same instant on."""
+    return (one.service.end, str(one.share), one.item_id) != (
+        billed.service_end,
+        billed.share,
+        billed.item_id,
+    )
 
 
 def collected_at(invoice_at: datetime, workflow: Workflow) -> datetime:
@@ -368,18 +390,47 @@ def _so_far(service: Period, now: datetime) -> Period:
     return Period(start=service.start, end=max(service.start, min(service.end, now)))
 
 
-def look_ahead(
-    subscription: Subscription, workflow: Workflow, now: datetime, billed: Collection[str]
+def look_ahead(payers: Sequence[Payer], earlier: Earlier, billed: Collection[str]) -> None:
+    """Note when each is to be looked at again, and from where on.
+
+    `billed` charges have had their last line.
+    """
+    again = defaultdict[str | None, list[datetime]](list)
+    for lines in earlier.values():
+        again[lines[-1].subscription_id or lines[-1].identity] += _again(lines)
+    for payer in payers:
+        for signed in payer.subscriptions:
+            _look_at_contract(signed, payer, billed, again[signed.id])
+        for line in payer.pending:
+            if line.next_billing_at is not None:
+                line.next_billing_at = _next_look(payer, line.billable, again[line.billable.identity])
+
+
+def _look_at_contract(
+    subscription: Subscription, payer: Payer, billed: Collection[str], again: Iterable[datetime]
 ) -> None:
-    """Note when it is to be looked at again, and from where on: `billed` charges have had their last line."""
-    contract = subscription.contract
+    now, contract = payer.at, subscription.contract
     horizon = contract.billing_cadence.after(now, 2)
     ahead = charges(contract, since=subscription.settled_until, until=horizon)
     unsettled = [one for one in ahead if one.period.end > now - LATE or one.identity not in billed]
     subscription.settled_until = min((one.period.start for one in unsettled), default=now)
-    looks = [at for one in ahead if (at := collected_at(one.invoice_at, workflow)) > now]
-    if any(one.metered and one.identity in billed for one in unsettled):
-        looks.append(now + WAIT)
-    if subscription.status(now) in ("active", "scheduled"):
+    looks = [collected_at(one.invoice_at, payer.profile.workflow) for one in ahead]
+    looks += again
+    looks += [_late_look(one.period.end, now) for one in unsettled if one.metered and one.identity in billed]
+    if subscription.status(now) != "inactive":
         looks.append(horizon)
-    subscription.next_billing_at = min(looks, default=None)
+    subscription.next_billing_at = min((at for at in looks if at > now), default=None)
+
+
+def _next_look(payer: Payer, one: Billable, again: Iterable[datetime]) -> datetime | None:
+    """At what was added by hand."""
+    looks = [collected_at(one.invoice_at, payer.profile.workflow), *again]
+    if one.metered:
+        looks.append(_late_look(one.service.end, payer.at))
+    return min((at for at in looks if at > payer.at), default=None)
+
+
+def _late_look(end: datetime, now: datetime) -> datetime:
+    """At usage of what ended then; not after `now` if there was a look two months later."""
+    shortest, longest = TWO_MONTHS
+    return now if now >= end + shortest else min(now + WAIT, end + longest)

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from itertools import dropwhile
 from types import MappingProxyType
 
 from sqlalchemy import select
@@ -21,7 +22,6 @@ from billing.invoices.due import (
     Reach,
     billable_of,
     billables_of,
-    collected_at,
     due_of,
     earlier_of,
     given_up_among,
@@ -67,7 +67,7 @@ def collect(
     number_drafts(session, drafts)
     session.add_all(drafts)
     if only is None:  # else what was not asked for stays due
-        _look_ahead(payers, _settled(earlier, due))
+        look_ahead(payers, earlier, _settled(earlier, due))
     session.flush()
     return drafts
 
@@ -117,18 +117,6 @@ def _settled(earlier: Earlier, due: Mapping[str, Sequence[DueLine]]) -> set[str]
     )
     now = (line.billable.identity for lines in due.values() for line in lines if line.last)
     return {*before, *now}
-
-
-def _look_ahead(payers: Sequence[Payer], settled: Collection[str]) -> None:
-    """When each customer is to be billed next."""
-    for payer in payers:
-        workflow = payer.profile.workflow
-        for subscription in payer.subscriptions:
-            look_ahead(subscription, workflow, payer.at, settled)
-        for line in payer.pending:
-            if line.next_billing_at is not None:
-                collected = collected_at(line.invoice_at, workflow)
-                line.next_billing_at = None if collected <= payer.at else collected
 
 
 # -- Drafts --------------------------------------------------------------------------------------------------
@@ -187,25 +175,29 @@ def line_of(line: DueLine, position: int, now: datetime) -> InvoiceLine:
         identity=one.identity,
         sequence=line.sequence,
         managed_by=one.managed_by,
-        name=one.rate_card.name,
-        description=one.rate_card.description,
-        metadata_=None if one.rate_card.metadata is None else dict(one.rate_card.metadata),
         subscription_id=one.subscription_id,
         phase_id=one.phase_id,
-        item_id=one.item_id,
-        feature_id=one.feature_id,
-        rate_card=one.rate_card,
         taxes=(),
         created_at=now,
         updated_at=now,
     )
+    _sell(row, one)
     _rate(row, line, now)
     return row
+
+
+def _sell(row: InvoiceLine, one: Billable) -> None:
+    card = one.rate_card
+    row.name, row.description = card.name, card.description
+    row.metadata_ = None if card.metadata is None else dict(card.metadata)
+    row.item_id, row.feature_id, row.rate_card = one.item_id, one.feature_id, card
 
 
 def _rate(row: InvoiceLine, line: DueLine, now: datetime) -> None:
     """Everything about a line that a later look at usage and contract may change while it is a draft."""
     rating, one = line.rating, line.billable
+    if one.item_id != row.item_id:  # another one is sold in its place, from the same instant on
+        _sell(row, one)
     row.share, row.invoice_at = str(one.share), line.invoice_at
     row.service_start, row.service_end = one.service.start, one.service.end
     row.billing_start, row.billing_end = one.billing.start, one.billing.end
@@ -255,10 +247,17 @@ class _Again:
 
 
 def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
-    """Rate the lines of drafts anew, by the usage and the contracts as they are now."""
+    """Rate the lines of drafts anew, by the usage and the contracts as they are now.
+
+    With them drafts that go on where they end: no line stays that is the difference to another amount.
+    """
     if not invoices:
         return
-    every = _again(session, invoices, now)
+    earlier = lines_by_identity(session, _identities(invoices))
+    if going_on := _going_on(session, invoices, earlier):
+        invoices = [*invoices, *going_on]
+        earlier = lines_by_identity(session, _identities(invoices))
+    every = _again(session, invoices, earlier, now)
     for one in every:
         if one.rate is None:
             _remove(session, one)
@@ -271,13 +270,16 @@ def recompute(session: Session, invoices: Sequence[Invoice], *, now: datetime) -
     tax_and_sum_up(session, invoices, now=now)
 
 
-def _again(session: Session, invoices: Sequence[Invoice], now: datetime) -> list[_Again]:
+def _identities(invoices: Iterable[Invoice]) -> set[str]:
+    return {row.identity for invoice in invoices for row in invoice.lines}
+
+
+def _again(session: Session, invoices: Sequence[Invoice], earlier: Earlier, now: datetime) -> list[_Again]:
     """In the order of their numbers: a later line is the difference to the earlier ones."""
     customers = customers_by_id(session, {invoice.customer_id for invoice in invoices})
     payers = {payer.customer.id: payer for payer in payers_of(session, list(customers.values()), {}, now)}
     rows = [(invoice, row) for invoice in invoices for row in invoice.lines]
     rows.sort(key=lambda each: each[1].sequence)
-    earlier = lines_by_identity(session, (row.identity for _, row in rows))
     there = _still_there(payers, rows, now)
     wanted = [
         (payers[invoice.customer_id], there.get(row.identity) or billable_of(row, invoice.currency))
@@ -285,7 +287,7 @@ def _again(session: Session, invoices: Sequence[Invoice], now: datetime) -> list
     ]
     billed = [usage_from(row.usage) for _, row in rows]
     usage = used_by(session, wanted, [row.period_end for _, row in rows], billed)
-    fixed = _fixed(session, invoices, earlier)
+    fixed = _fixed(invoices, earlier)
     return [
         _Again(
             payer=payer,
@@ -330,20 +332,30 @@ def _waived(session: Session, every: Sequence[_Again], now: datetime) -> list[In
     return [_draft(one.payer, one.invoice.currency, [line], now) for one, line in undone]
 
 
-def _fixed(session: Session, invoices: Sequence[Invoice], earlier: Earlier) -> set[str]:
-    """Lines, by id, that a later one is the difference to, which itself will not be rated anew."""
+def _going_on(session: Session, invoices: Sequence[Invoice], earlier: Earlier) -> Sequence[Invoice]:
+    """Other drafts whose usage is not settled yet, with later lines of the same charges."""
     ids = {invoice.id for invoice in invoices}
     later = {
-        line.id: {other.invoice_id for other in lines[place + 1 :]} - ids
+        line.invoice_id
+        for lines in earlier.values()
+        for line in dropwhile(lambda line: line.invoice_id not in ids, lines)
+    }
+    if later <= ids:
+        return []
+    query = select(Invoice).options(selectinload(Invoice.lines), selectinload(Invoice.app))
+    waiting = query.where(Invoice.id.in_(later - ids), Invoice.status.in_(EDITABLE))
+    return session.scalars(waiting.where(Invoice.quantity_snapshotted_at.is_(None))).all()
+
+
+def _fixed(invoices: Sequence[Invoice], earlier: Earlier) -> set[str]:
+    """Lines, by id, that a later one is the difference to, which is not rated anew with them."""
+    ids = {invoice.id for invoice in invoices}
+    return {
+        line.id
         for lines in earlier.values()
         for place, line in enumerate(lines)
+        if any(other.invoice_id not in ids for other in lines[place + 1 :])
     }
-    others = set().union(*later.values())
-    if not others:
-        return set()
-    waiting = select(Invoice.id).where(Invoice.id.in_(others), Invoice.status.in_(EDITABLE))
-    open_ = set(session.scalars(waiting.where(Invoice.quantity_snapshotted_at.is_(None))))
-    return {id_ for id_, following in later.items() if following - open_}
 
 
 def _still_there(

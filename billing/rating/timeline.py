@@ -87,7 +87,8 @@ class Charge:
 
 _TICK = datetime.resolution
 WHOLE = Fraction(1)
-MAX_CHARGES = 10_000
+MAX_CHARGES = 200_000
+"""Of ten items by the day in half a century; some seconds' work."""
 
 
 class TooManyChargesError(InvalidError):
@@ -95,10 +96,11 @@ class TooManyChargesError(InvalidError):
 
 
 def charges(contract: Contract, *, until: datetime, since: datetime | None = None) -> list[Charge]:
-    """Every charge whose service period has begun by `until`: by period, within it as the plan lists them.
+    """Every charge that has begun or is due by `until`: by period, within it as the plan lists them.
 
-    With `since`, only those whose period began then or later. A one-time fee in arrears is due when its phase
-    ends, and so is no charge while that is open. Raises TooManyChargesError beyond MAX_CHARGES of them.
+    Fees in advance are due as the billing period begins that they lie in, for all of it. With `since`, only
+    those whose service period began then or later. A one-time fee in arrears is due when its phase ends, and
+    so is no charge while that is open. Raises TooManyChargesError beyond MAX_CHARGES of them.
     """
     every = (charge for item in contract.items for charge in _charges_of(contract, item, until, since))
     begun = (charge for charge in every if since is None or charge.period.start >= since)
@@ -119,10 +121,16 @@ def _charges_of(
         yield from _one_time(contract, item, price)
         return
     at, interval = max(item.start, since or item.start), parse_interval(cadence)
-    while at <= until and (item.end is None or at < item.end):
+    while _is_charged(contract, price, at, until) and (item.end is None or at < item.end):
         full = interval.period_of(contract.billing_anchor, at)
         yield _charge(contract, item, price, _while_sold(item, full), full)
         at = full.end
+
+
+def _is_charged(contract: Contract, price: Price, start: datetime, until: datetime) -> bool:
+    if start <= until or not _in_advance(price):
+        return start <= until
+    return contract.billing_cadence.period_of(contract.billing_anchor, start).start <= until
 
 
 def _one_time(contract: Contract, item: ContractItem, price: Price) -> Iterator[Charge]:

@@ -25,6 +25,12 @@ def refold_voided(connection: Connection[Any], *, correction_id: str) -> None:
     many = connection.execute(query, [correction_id]).fetchall()[0][0] > MANY
     if many:
         expect_many(connection)
+    connection.execute(
+        f"""UPDATE usage_cubes SET version = version + 1 WHERE event_type IN (
+            SELECT e.type FROM voided_events AS v JOIN {ALL_EVENTS} AS e USING (key)
+            WHERE v.correction_id = %s)""",
+        [correction_id],
+    )
     for unit in ("hour", "day"):
         connection.execute(
             f"""CREATE TEMPORARY TABLE affected ON COMMIT DROP AS
