@@ -173,7 +173,7 @@ def test_a_draft_keeps_it_until_it_is_given_up(session: Session) -> None:
     profile = get_profile(session, None)
     profile.workflow = Workflow(invoicing=InvoicingSettings(auto_advance=False))
     month = Period(start=START, end=at("2026-02-01"))
-    wanted = WantedLine(rate_card=told_apart(), period=month, invoice_at=START)
+    wanted = WantedLine(rate_card=told_apart(), period=month, invoice_at=at("2026-02-01"))
     customer = a_customer(session, "ada")
     add_pending_lines(session, customer, currency="USD", lines=[wanted], now=START)
     invoice_now(session, customer.id, now=NOW)

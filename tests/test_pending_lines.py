@@ -1,6 +1,7 @@
-"""Lines added by hand: when they can be due, how they are taken back, and that no run waits for ever for one."""
+"""Lines added by hand: when they can be due, how they are taken back, and that no run goes on for ever."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -14,10 +15,11 @@ from billing.invoices.invoice import Invoice
 from billing.invoices.invoicing import collect
 from billing.runs.run import due_at, due_customers, run_portion
 from catalog.price import Price, UnitPrice
+from metering.errors import InvalidError
 from metering.period import Period
 from tests.billing_clock import bill_until, ledger, wrong
 from tests.builders import START, a_customer, a_metered_feature, a_plan, at, fee, phase, sign_up, spent, store
-from tests.test_invoice_update import a_card, flat, update
+from tests.test_invoice_update import a_card, flat, kept, refused_lines, update
 
 FEBRUARY = at("2026-02-01")
 USAGE = UnitPrice(type="unit", amount=Decimal(1))
@@ -33,10 +35,82 @@ def add(
     now: str = "2026-01-01",
 ) -> PendingLine:
     start, end = period
-    card = a_card(price, "tokens" if price == USAGE else None)
+    card = replace(a_card(price, "tokens" if price == USAGE else None), name="by hand")
     line = WantedLine(rate_card=card, period=Period(start=at(start), end=at(end)), invoice_at=at(due))
     (added,) = add_pending_lines(session, customer, currency="USD", lines=[line], now=at(now))
     return added
+
+
+def refused(session: Session, customer: Customer, price: Price = USAGE, **when: Any) -> tuple[str, str]:
+    """The code and what is wrong."""
+    with pytest.raises(InvalidError) as error:
+        add(session, customer, price, **when)
+    (issue,) = error.value.issues
+    assert (issue.field, bool(issue.hint)) == ("$.lines[0].invoiceAt", True)
+    return issue.code, issue.message
+
+
+# -- When they can be due ------------------------------------------------------------------------------------
+
+
+def test_usage_is_due_when_its_period_is_over_or_later(session: Session) -> None:
+    a_metered_feature(session)
+    customer = a_customer(session, "ada")
+    early = ("invoice_at_too_early", "usage can't be due before its period ends")
+    for due in ("2025-12-31", "2026-01-10", "2026-01-31T23:59:59"):
+        assert refused(session, customer, due=due) == early
+    store(session, spent("ada", 5, "2026-01-05"), spent("ada", 700, "2026-01-20"))
+    add(session, customer, due="2026-02-01")
+    bill_until(session, at("2026-02-02"))
+    assert ledger(session) == ["2026-02-01 paid 705.00: by hand 01-01..02-01 705.00"]
+
+
+def test_what_is_fixed_is_due_when_its_period_begins_or_later(session: Session) -> None:
+    customer = a_customer(session)
+    early = ("invoice_at_too_early", "a line can't be due before its period begins")
+    assert refused(session, customer, flat("5"), due="2025-12-31") == early
+    add(session, customer, flat("5"), due="2026-01-01")
+    bill_until(session, at("2026-01-02"))
+    assert ledger(session) == ["2026-01-01 paid 5.00: by hand 01-01..02-01 5.00"]
+
+
+def test_nothing_was_due_ages_ago(session: Session) -> None:
+    customer = a_customer(session)
+    ages: Any = {"period": ("1900-01-01", "1900-02-01"), "now": "2026-01-10"}
+    ago = ("too_long_ago", "a line can be due at most 10 years ago")
+    assert refused(session, customer, flat("5"), due="1900-02-01", **ages) == ago
+    add(session, customer, flat("5"), due="2016-01-20", **ages)
+
+
+def test_a_part_of_a_line_that_is_sent_back_leaves_it_due_when_it_was(session: Session) -> None:
+    a_metered_feature(session)
+    customer = a_customer(session, "ada")
+    line = add(session, customer)
+    store(session, spent("ada", 5, "2026-01-05"), spent("ada", 700, "2026-01-20"))
+    (draft,) = invoice_now(session, customer.id, progressive=True, now=at("2026-01-10"))
+    (part,) = draft.lines
+    update(session, draft, kept(part), now=at("2026-01-10"))
+    assert (part.invoice_at, line.invoice_at) == (at("2026-01-10"), FEBRUARY)
+    sooner = replace(kept(part), invoice_at=at("2026-01-09"))
+    assert refused_lines(session, draft, sooner) == {
+        ("cannot_edit_progressively_billed_usagebased_line", "$.lines[0].invoiceAt")
+    }
+    add(session, customer, flat("1"), due="2026-01-15")
+    bill_until(session, at("2026-02-02"))
+    assert ledger(session) == [
+        "2026-01-10 paid 5.00: by hand 01-01..01-10 5.00",
+        "2026-01-15 paid 1.00: by hand 01-01..02-01 1.00",
+        "2026-02-01 paid 700.00: by hand 01-10..02-01 700.00",
+    ]
+
+
+def test_a_line_on_a_draft_can_not_become_due_before_it_can_be(session: Session) -> None:
+    a_metered_feature(session)
+    customer = a_customer(session, "ada")
+    add(session, customer)
+    (draft,) = invoice_now(session, customer.id, now=FEBRUARY)
+    sooner = replace(kept(draft.lines[0]), invoice_at=at("2026-01-10"))
+    assert refused_lines(session, draft, sooner) == {("invoice_at_too_early", "$.lines[0].invoiceAt")}
 
 
 # -- The run -------------------------------------------------------------------------------------------------

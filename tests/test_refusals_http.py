@@ -666,6 +666,18 @@ INVOICES: Group = {
             "invoice_line_feature_has_no_meters",
             "$.lines[1].rateCard.featureKey",
         ),
+        (
+            {**WRITTEN, "lines": [LINE, {**LINE, "invoiceAt": "2025-12-31T23:59:59Z"}]},
+            400,
+            "invoice_at_too_early",
+            "$.lines[1].invoiceAt",
+        ),
+        (
+            {**WRITTEN, "lines": [{**LINE, "invoiceAt": "1900-01-01T00:00:00Z"}]},
+            400,
+            "too_long_ago",
+            "$.lines[0].invoiceAt",
+        ),
         ({**WRITTEN, "currency": "XXY"}, 400, "currency_invalid", "$.currency"),
         ({**WRITTEN, "lines": []}, 400, "too_short", "$.lines"),
     ],

@@ -9,6 +9,7 @@ from sqlalchemy import ForeignKey, Index, select
 from sqlalchemy.orm import Mapped, Session, mapped_column
 
 from billing.contracts.customer import Customer
+from billing.contracts.subscriptions import LONGEST_AGO
 from billing.rating.billable import Billable
 from catalog.discount_rules import check_discounts, check_unit_config
 from catalog.features import Feature, features_by_id, latest_features
@@ -97,7 +98,7 @@ def add_pending_lines(
     keys = {line.rate_card.feature_key for line in lines if line.rate_card.feature_key}
     found = latest_features(session, keys, lock=True)
     metered = _metered(session, found)
-    issues = [issue for i, line in enumerate(lines) for issue in _issues(line, f"$.lines[{i}]", metered)]
+    issues = [issue for i, line in enumerate(lines) for issue in _issues(line, f"$.lines[{i}]", metered, now)]
     if issues:
         raise InvalidError(issues[0].message, *issues)
     customer.currency = currency
@@ -131,13 +132,13 @@ def _metered(session: Session, found: Mapping[str, Feature]) -> set[str]:
     return {key for key, feature in found.items() if features[feature.id].meter_id is not None}
 
 
-def _issues(line: WantedLine, path: str, metered: set[str]) -> Iterable[Issue]:
-    yield from line_issues(line, path, metered)
+def _issues(line: WantedLine, path: str, metered: set[str], now: datetime) -> Iterable[Issue]:
+    yield from line_issues(line, path, metered, now)
     if line.rate_card.tax_config is not None:
         yield from check_tax(line.rate_card.tax_config, f"{path}.rateCard.taxConfig")
 
 
-def line_issues(line: WantedLine, path: str, metered: set[str]) -> Iterable[Issue]:
+def line_issues(line: WantedLine, path: str, metered: set[str], now: datetime) -> Iterable[Issue]:
     price, feature_key = line.rate_card.price, line.rate_card.feature_key
     if price is None:
         message = "a line needs a price"
@@ -148,6 +149,7 @@ def line_issues(line: WantedLine, path: str, metered: set[str]) -> Iterable[Issu
         yield from check_discounts(line.rate_card.discounts, price, f"{path}.rateCard.discounts")
     if line.rate_card.unit_config is not None:
         yield from check_unit_config(line.rate_card.unit_config, price, f"{path}.rateCard.unitConfig")
+    yield from _due_issues(line, path, now)
     if isinstance(price, FlatPrice):
         return
     if feature_key not in metered:
@@ -160,6 +162,24 @@ def line_issues(line: WantedLine, path: str, metered: set[str]) -> Iterable[Issu
         yield Issue(
             code="invoice_create_ubp_line_period_is_empty", message=message, field=f"{path}.period", hint=hint
         )
+
+
+def _due_issues(line: WantedLine, path: str, now: datetime) -> Iterable[Issue]:
+    """Nothing is due before its period begins, nor usage before it is over: who comes last is billed, too."""
+    where = f"{path}.invoiceAt"
+    if line.invoice_at < now - LONGEST_AGO:
+        message = f"a line can be due at most {LONGEST_AGO.days // 365} years ago"
+        yield Issue(code="too_long_ago", message=message, field=where, hint="Let it be due now.")
+        return
+    fixed = isinstance(line.rate_card.price, FlatPrice)
+    earliest = (line.period.start if fixed else line.period.end).replace(microsecond=0)
+    if line.invoice_at < earliest:
+        message = (
+            f"{'a line' if fixed else 'usage'} can't be due before its period {'begins' if fixed else 'ends'}"
+        )
+        hint = f"Let it be due on {earliest:%Y-%m-%dT%H:%M:%SZ} or later"
+        hint += "." if fixed else "; billed progressively, what was used so far is invoiced before."
+        yield Issue(code="invoice_at_too_early", message=message, field=where, hint=hint)
 
 
 def pending_lines_of(session: Session, customer_ids: Iterable[str]) -> Sequence[PendingLine]:

@@ -150,7 +150,7 @@ def _new_issues(one: LineUpdate, where: str, metered: set[str], now: datetime) -
     if one.card is None:
         yield Issue(code="field_required", message="a line needs a price", field=f"{where}.rateCard.price")
         return
-    yield from line_issues(_wanted(one, one.card), where, metered)
+    yield from line_issues(_wanted(one, one.card), where, metered, now)
     yield from _tax_issues(one, where)
     yield from _not_over(one.card, one.period, where, now)
 
@@ -182,9 +182,9 @@ def _changed_issues(
         yield from _managed_issues(one, row, where)
     elif row.sequence or not row.last:
         yield from _split_issues(one, row, where)
-    elif _moved(one, row) or _priced_anew(one, row):
+    elif _moved(one, row) or _priced_anew(one, row) or _is_due_anew(one, row):
         changed = card or _as_wanted(row.rate_card)
-        yield from line_issues(_wanted(one, changed), where, metered | _known(row))
+        yield from line_issues(_wanted(one, changed), where, metered | _known(row), now)
         yield from _not_over(changed, one.period, where, now)
 
 
@@ -201,7 +201,7 @@ def _managed_issues(one: LineUpdate, row: InvoiceLine, where: str) -> Iterable[I
         code = "invoice_line_no_period_change_for_subscription_managed_line"
         yield Issue(code=code, message=message, field=f"{where}.period", hint=hint)
     code = "cannot_update_charge_managed_line"
-    if not _alike(one.invoice_at, row.invoice_at):
+    if _is_due_anew(one, row):
         message = "when a subscription's line is due follows from the subscription"
         yield Issue(code=code, message=message, field=f"{where}.invoiceAt", hint=hint)
     if _priced_anew(one, row):
@@ -214,14 +214,21 @@ def _split_issues(one: LineUpdate, row: InvoiceLine, where: str) -> Iterable[Iss
         message = "the line is one of several of its period, and keeps its part of it"
         code = "invoice_line_no_period_change_for_split_line"
         yield Issue(code=code, message=message, field=f"{where}.period")
+    code = "cannot_edit_progressively_billed_usagebased_line"
+    if _is_due_anew(one, row):
+        message = "the line is one of several of its period, and is due when its part of it is"
+        yield Issue(code=code, message=message, field=f"{where}.invoiceAt")
     if _priced_anew(one, row):
         message = "the line is one of several of its period, and they have one price"
-        code = "cannot_edit_progressively_billed_usagebased_line"
         yield Issue(code=code, message=message, field=f"{where}.rateCard")
 
 
 def _moved(one: LineUpdate, row: InvoiceLine) -> bool:
     return not (_alike(one.period.start, row.period_start) and _alike(one.period.end, row.period_end))
+
+
+def _is_due_anew(one: LineUpdate, row: InvoiceLine) -> bool:
+    return not _alike(one.invoice_at, row.invoice_at)
 
 
 def _alike(one: datetime, other: datetime) -> bool:
@@ -274,8 +281,8 @@ def _change(session: Session, row: InvoiceLine, one: LineUpdate, now: datetime) 
 def _change_manual(pending: PendingLine, row: InvoiceLine, one: LineUpdate) -> None:
     """What was asked for is changed along with what it became."""
     row.rate_card = pending.rate_card = _named(one, one.card or _as_wanted(row.rate_card))
-    row.invoice_at = pending.invoice_at = one.invoice_at
     if row.last and not row.sequence:
+        row.invoice_at = pending.invoice_at = one.invoice_at
         start, end = one.period.start.replace(microsecond=0), one.period.end.replace(microsecond=0)
         pending.period_start, pending.period_end = start, end
         row.period_start, row.service_start, row.billing_start = start, start, start
