@@ -3,7 +3,7 @@
 Each locks the customer first, as the billing run does, so that nobody bills them meanwhile.
 """
 
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from billing.contracts.customer import get_customer
 from billing.contracts.pending import PendingLine
 from billing.contracts.subscriptions import Subscription
 from billing.invoices.due import Reach, billables_of, payers_of
+from billing.invoices.giving_up import require_charged
 from billing.invoices.invoice import Invoice, InvoiceLine, InvoiceNotFoundError, get_invoice
 from billing.invoices.invoicing import collect
 from billing.invoices.payment import payments_of
@@ -122,6 +123,9 @@ def delete_invoice(session: Session, invoice_id: str, *, now: datetime) -> Invoi
         message = f"an invoice that is {invoice.status} can't be deleted"
         hint = "Void it, or issue a credit note."
         raise InvalidError(message, Issue(code="invoice_delete_failed", message=message, hint=hint))
+    hint = "Let it be issued, and give back what is not owed with a credit note."
+    fields = {line.id: "$.invoiceId" for line in invoice.lines}
+    require_charged(session, invoice.lines, fields, hint=hint)
     fire(session, invoice, "delete", now=now)
     return invoice
 
@@ -139,7 +143,7 @@ def void_invoice(
     invoice_id: str,
     action: VoidAction,
     *,
-    overrides: dict[str, VoidAction] | None = None,
+    overrides: Mapping[str, VoidAction] | None = None,
     reason: str,
     now: datetime,
 ) -> Invoice:
@@ -148,17 +152,20 @@ def void_invoice(
     Raises InvalidError when something was paid of it or given back: that would be about nothing any more.
     """
     invoice = locked_invoice(session, invoice_id)
-    _require_lines(invoice, overrides or {})
+    overrides = overrides or {}
+    _require_lines(invoice, overrides)
     _require_unpaid(session, invoice)
     _require_uncredited(session, invoice)
+    hint = "Bill it again instead (pending): what was given back then counts."
+    require_charged(session, invoice.lines, _discarded(invoice, action, overrides), hint=hint)
     fire(session, invoice, "void", now=now)
     invoice.external_ids = invoice.external_ids | {"void-reason": reason}
     released_at = _after_all_who_counted_it(session, invoice, now)
     for line in invoice.lines:
-        wanted = (overrides or {}).get(line.id, action)
+        wanted = overrides.get(line.id, action)
         if wanted.type == "pending":
-            line.released_at = released_at
-            _bill_again(session, line, wanted.next_invoice_at or now)
+            line.released_at, line.bill_again_at = released_at, wanted.next_invoice_at or now
+            _bill_again(session, line, line.bill_again_at)
     session.flush()
     return invoice
 
@@ -177,6 +184,13 @@ def _require_lines(invoice: Invoice, overrides: Iterable[str]) -> None:
     ]
     if issues:
         raise InvalidError(issues[0].message, *issues)
+
+
+def _discarded(invoice: Invoice, action: VoidAction, overrides: Mapping[str, VoidAction]) -> dict[str, str]:
+    """Where it was said of a line, by its id, that it is given up."""
+    said = {line.id: ("$.action", action) for line in invoice.lines}
+    said |= {id_: (f"$.overrides[{i}].action", one) for i, (id_, one) in enumerate(overrides.items())}
+    return {id_: f"{where}.action.type" for id_, (where, one) in said.items() if one.type == "discard"}
 
 
 def _require_unpaid(session: Session, invoice: Invoice) -> None:
@@ -209,6 +223,7 @@ def _after_all_who_counted_it(session: Session, invoice: Invoice, now: datetime)
 
 
 def _bill_again(session: Session, line: InvoiceLine, at: datetime) -> None:
+    """Also what was added by hand and then taken off a draft."""
     charged: Subscription | PendingLine | None
     if line.subscription_id:
         charged = session.get(Subscription, line.subscription_id)
@@ -218,6 +233,8 @@ def _bill_again(session: Session, line: InvoiceLine, at: datetime) -> None:
         charged.next_billing_at = min(at, charged.next_billing_at or at)
     if isinstance(charged, Subscription):
         charged.settled_until = None
+    if isinstance(charged, PendingLine):
+        charged.deleted_at = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,6 +16,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 from billing.invoices.actions import locked_invoice
+from billing.invoices.giving_up import credits_by_hand
 from billing.invoices.invoice import (
     Invoice,
     InvoiceLine,
@@ -81,7 +82,7 @@ def create_credit_note(
     """Never more than what was billed. What is open of the invoice is less by it, and perhaps nothing."""
     invoice = locked_invoice(session, invoice_id)
     _require_creditable(invoice)
-    credited = _credit_lines(session, (line.id for line in invoice.lines))
+    credited = credits_by_hand(session, (line.id for line in invoice.lines))
     left = _left(session, invoice, credited)
     wanted = details.lines
     if wanted is None:
@@ -119,7 +120,7 @@ def _require_creditable(invoice: Invoice) -> None:
 
 def creditable_of(session: Session, invoice: Invoice) -> Mapping[str, Decimal]:
     """What of each line may still be credited, by its id, before exclusive tax."""
-    return _left(session, invoice, _credit_lines(session, (line.id for line in invoice.lines)))
+    return _left(session, invoice, credits_by_hand(session, (line.id for line in invoice.lines)))
 
 
 def _left(
@@ -127,7 +128,7 @@ def _left(
 ) -> dict[str, Decimal]:
     """What the line billed less what was credited of it; no more than its charge was billed in all."""
     siblings = lines_by_identity(session, {line.identity for line in invoice.lines})
-    others = _credit_lines(session, (line.id for lines in siblings.values() for line in lines))
+    others = credits_by_hand(session, (line.id for lines in siblings.values() for line in lines))
     given_up, drafts = _uncharged(session, siblings)
     left = {}
     for line in invoice.lines:
@@ -150,20 +151,6 @@ def _uncharged(session: Session, siblings: Mapping[str, Sequence[InvoiceLine]]) 
     rows = session.execute(query.where(Invoice.id.in_(ids))).all()
     given_up = {row.id for row in rows if row.deleted_at or row.voided_at}
     return given_up, {row.id for row in rows if row.issued_at is None} - given_up
-
-
-def _credit_lines(session: Session, line_ids: Iterable[str]) -> dict[str, list[InvoiceLine]]:
-    """The lines of credit notes that count, by the line they give back of, in their order."""
-    query = (
-        select(InvoiceLine)
-        .join(Invoice, Invoice.id == InvoiceLine.invoice_id)
-        .where(InvoiceLine.credited_line_id.in_(set(line_ids)))
-        .where(Invoice.deleted_at.is_(None), Invoice.voided_at.is_(None))
-    )
-    found: dict[str, list[InvoiceLine]] = {}
-    for line in session.scalars(query.order_by(InvoiceLine.created_at, InvoiceLine.id)):
-        found.setdefault(str(line.credited_line_id), []).append(line)
-    return found
 
 
 def _amount(line: InvoiceLine) -> Decimal:
