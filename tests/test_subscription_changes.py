@@ -42,10 +42,12 @@ from billing.contracts.subscriptions import (
 from billing.rating.pricing import NOTHING
 from billing.rating.rater import rate
 from billing.rating.timeline import charges
+from billing.runs.run import run_portion
 from catalog.plans import Plan, archive_plan, get_plan
 from catalog.rate_card import RateCard
-from metering.errors import InvalidError, TollgateError
+from metering.errors import ConflictError, InvalidError, TollgateError
 from metering.period import Period
+from tests.billing_clock import bill_until, ledger, wrong
 from tests.builders import (
     START,
     a_customer,
@@ -293,6 +295,36 @@ def test_one_that_has_not_begun_is_deleted_with_all_its_rows(session: Session) -
     assert subscriptions_of(session, [one.customer_id]) == []
     with pytest.raises(SubscriptionNotFoundError):
         delete_subscription(session, one.id, now=NOW)
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "hint"),
+    [("delete", SubscriptionForbiddenError, "Cancel"), ("restore", ConflictError, "again")],
+)
+def test_what_began_and_was_billed_while_somebody_waited_to_delete_it_stays(
+    engine: Engine, how: str, error: type[TollgateError], hint: str
+) -> None:
+    with Session(engine, expire_on_commit=False) as session, session.begin():
+        one = signed(session, phase(fee("31")))
+        bigger = a_plan(session, phase(fee("100")), key="bigger")
+        _, following = change_subscription(session, one.id, plan=bigger, timing=APRIL, now=NOW)
+        bill_until(session, NOW)
+    before = APRIL - timedelta(seconds=1)
+
+    def late(session: Session) -> object:
+        if how == "delete":
+            return delete_subscription(session, following.id, now=before)
+        return restore_subscription(session, one.id, now=before)
+
+    refused = at_once(engine, lambda session: run_portion(session, now=APRIL), late).exception()
+    assert isinstance(refused, error)
+    assert [issue.code for issue in refused.issues] == ["subscription_action_not_allowed"]
+    assert hint in str(refused.issues[0].hint)
+    with Session(engine) as session:
+        assert len(subscriptions_of(session, [one.customer_id])) == 2
+        bill_until(session, APRIL + DAY)
+        assert ledger(session)[-1] == "2026-04-01 paid 100.00: seat 04-01..05-01 100.00"
+        assert wrong(session, APRIL + DAY) == []
 
 
 # -- Edits ---------------------------------------------------------------------------------------------------

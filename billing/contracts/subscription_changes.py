@@ -30,7 +30,8 @@ from billing.contracts.subscriptions import (
 )
 from catalog.features import latest_features
 from catalog.plans import Plan, get_plan
-from metering.errors import InvalidError, Issue
+from metering.database import translating
+from metering.errors import ConflictError, InvalidError, Issue
 
 __all__ = [
     "InvalidEditError",
@@ -233,13 +234,17 @@ def _newer(session: Session, current: Subscription, target_version: int | None) 
 
 
 def restore_subscription(session: Session, subscription_id: str, *, now: datetime) -> Subscription:
-    """It goes on as it was agreed, and what was to follow it is deleted."""
+    """It goes on as it was agreed, and what was to follow it is deleted.
+
+    Raises ConflictError when that has begun and was billed while this waited for its turn.
+    """
     customer, subscription = locked_subscription(session, subscription_id, "restore", now)
     for other in subscriptions_of(session, [customer.id]):
         if other.id != subscription.id and other.status(now) == "scheduled":
             forget_addons(session, other.id)
             session.delete(other)
-    session.flush()
+    with translating({_BILLED: ConflictError(_BEGUN, Issue(code=_CODE, message=_BEGUN, hint="Try again."))}):
+        session.flush()
     if subscription.active_to is not None:
         _continue(subscription, now)
         session.flush()
@@ -251,7 +256,14 @@ def delete_subscription(session: Session, subscription_id: str, *, now: datetime
     _, subscription = locked_subscription(session, subscription_id, "delete", now)
     forget_addons(session, subscription.id)
     session.delete(subscription)
-    session.flush()
+    issue = Issue(code=_CODE, message=_BEGUN, hint="Cancel it: what is not used is given back.")
+    with translating({_BILLED: SubscriptionForbiddenError(_BEGUN, issue)}):
+        session.flush()
+
+
+_BILLED = "invoice_lines_subscription_id_fkey"
+"""`now` is older than the customer's lock: whoever had the lock before may have billed what was to come."""
+_BEGUN, _CODE = "the subscription has begun meanwhile, and was billed", "subscription_action_not_allowed"
 
 
 def edit_subscription(
