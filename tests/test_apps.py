@@ -21,6 +21,7 @@ from billing.profiles.customer_overrides import pin_profile, unpin_profile
 from billing.profiles.profile import Party, get_profile, list_profiles
 from billing.profiles.profile_changes import ProfileApps, ProfileDetails, create_profile, delete_profile
 from billing.profiles.workflow import InvoicingSettings, Workflow
+from billing.runs.run import run_portion
 from metering.errors import ConflictError, InvalidError
 from tests.billing_clock import bill_until, invoices_of
 from tests.builders import START, a_customer, a_plan, at, at_once, fee, phase, sign_up
@@ -207,6 +208,32 @@ def test_invoices_do_not_wait_for_a_hook_that_is_no_more(session: Session, hook:
     update_app(session, app.id, AppDetails(type="custom_invoicing", name="Ours"), now=START)
     bill_until(session, START)
     assert only_invoice(session).status == "payment_processing.pending"
+
+
+@pytest.mark.parametrize("hook", ["draft_sync_hook", "issuing_sync_hook"])
+@pytest.mark.parametrize("by_default", [True, False])
+def test_nor_do_those_that_are_made_while_the_hook_is_switched_off(
+    engine: Engine, hook: str, by_default: bool
+) -> None:
+    with Session(engine) as session, session.begin():
+        app = install_app(session, "custom_invoicing", now=START)
+        setattr(app, hook, True)
+        customer = signed_up(session)
+        if by_default:
+            get_profile(session, None).app_id = app.id
+        else:
+            billed_by(session, app, customer)
+        app_id = app.id
+    without = AppDetails(type="custom_invoicing", name="Ours")
+    at_once(
+        engine,
+        lambda session: run_portion(session, now=START),
+        lambda session: update_app(session, app_id, without, now=START),
+    ).result()
+    with Session(engine) as session:
+        assert only_invoice(session).status == hook.replace("_sync_hook", ".syncing")
+        bill_until(session, START)
+        assert only_invoice(session).status == "payment_processing.pending"
 
 
 # -- Uninstalling --------------------------------------------------------------------------------------------

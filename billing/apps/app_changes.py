@@ -4,15 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import func, select, update
+from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from billing.contracts.customer import Customer
 from billing.invoices.customer_changes import FINAL
 from billing.invoices.invoice import Invoice
 from billing.invoices.state import Status
 from billing.profiles.app import App, AppType, get_app, get_listing
-from billing.profiles.profile import BillingProfile, get_profile
-from billing.profiles.profile_changes import ProfileApps, ProfileDetails, create_profile
+from billing.profiles.profile import IS_DEFAULT, BillingProfile, CustomerOverride, get_profile
+from billing.profiles.profile_changes import ProfileApps, ProfileDetails, create_profile, wait_for_billing
 from metering.database import translating
 from metering.errors import ConflictError, InvalidError, Issue
 from metering.ids import new_id
@@ -72,22 +73,36 @@ def install_app(
 
 
 def update_app(session: Session, app_id: str, details: AppDetails, *, now: datetime) -> App:
-    """Invoices that waited for a hook that is no more go on with the next billing run."""
+    """Invoices that waited for a hook that is no more go on with the next billing run.
+
+    Whoever bills at the moment does not know that the hook is no more: such invoices are waited for.
+    """
     app = get_app(session, app_id, lock=True)
     _require_installed(app)
     if app.type != details.type:
         message = f"the app is of type {app.type}, and stays so"
         raise InvalidError(message, Issue(code="app_type_mismatch", message=message, field="$.type"))
+    off: list[Status] = ["draft.syncing"] if app.draft_sync_hook and not details.draft_sync_hook else []
+    off += ["issuing.syncing"] if app.issuing_sync_hook and not details.issuing_sync_hook else []
     app.name, app.description = details.name, details.description
     app.metadata_ = None if details.metadata is None else dict(details.metadata)
     app.draft_sync_hook, app.issuing_sync_hook = details.draft_sync_hook, details.issuing_sync_hook
     app.updated_at = now
     session.flush()
-    waiting: list[Status] = [] if app.draft_sync_hook else ["draft.syncing"]
-    waiting += [] if app.issuing_sync_hook else ["issuing.syncing"]
-    held = update(Invoice).where(Invoice.app_id == app.id, Invoice.status.in_(waiting))
-    session.execute(held.values(next_action_at=now), execution_options={"synchronize_session": False})
+    if off:
+        wait_for_billing(session, _invoiced_through(app))
+        held = update(Invoice).where(Invoice.app_id == app.id, Invoice.status.in_(off))
+        session.execute(held.values(next_action_at=now), execution_options={"synchronize_session": False})
     return app
+
+
+def _invoiced_through(app: App) -> ColumnElement[bool]:
+    """Customers of whom it has an open invoice, or may be given the next one."""
+    pin = CustomerOverride.billing_profile_id
+    profiles = select(BillingProfile.id).where(BillingProfile.app_id == app.id)
+    open_ = select(Invoice.customer_id).where(Invoice.app_id == app.id, Invoice.status.not_in(FINAL))
+    by_default = pin.is_(None) & profiles.where(IS_DEFAULT).exists()
+    return or_(pin.in_(profiles), by_default, Customer.id.in_(open_))
 
 
 def uninstall_app(session: Session, app_id: str, *, now: datetime) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, func, select, update
+from sqlalchemy import ColumnElement, Select, func, select, update
 from sqlalchemy.orm import Session
 
 from billing.contracts.customer import Customer
@@ -31,6 +31,7 @@ __all__ = [
     "look_again",
     "require_living",
     "update_profile",
+    "wait_for_billing",
 ]
 
 
@@ -116,8 +117,8 @@ def look_again(session: Session, customers: ColumnElement[bool], *, now: datetim
 
     It waits for whoever bills one of them now, who may not know the change and would undo this.
     """
-    ids = select(Customer.id).outerjoin(CustomerOverride).where(customers)
-    session.execute(ids.order_by(Customer.id).with_for_update(of=Customer, key_share=True))
+    wait_for_billing(session, customers)
+    ids = _those(customers)
     for kind in (Subscription, PendingLine):
         waiting = select(kind.id).where(kind.next_billing_at > now, kind.customer_id.in_(ids))
         waiting = waiting.order_by(kind.id).with_for_update()
@@ -125,6 +126,16 @@ def look_again(session: Session, customers: ColumnElement[bool], *, now: datetim
             update(kind).where(kind.id.in_(waiting)).values(next_billing_at=now),
             execution_options={"synchronize_session": False},
         )
+
+
+def wait_for_billing(session: Session, customers: ColumnElement[bool]) -> None:
+    """Until nobody bills any of these customers. From then on nobody can, until the transaction ends."""
+    locked = _those(customers).order_by(Customer.id).with_for_update(of=Customer, key_share=True)
+    session.execute(locked)
+
+
+def _those(customers: ColumnElement[bool]) -> Select[str]:
+    return select(Customer.id).outerjoin(CustomerOverride).where(customers)
 
 
 def _invoiced_by(profile: BillingProfile) -> ColumnElement[bool]:
