@@ -5,20 +5,24 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy.orm import Session
 
 from billing.contracts.customer import Customer, get_customer
 from billing.contracts.pending import PendingLine, WantedLine, add_pending_lines
-from billing.invoices.actions import invoice_now
+from billing.invoices.actions import VoidAction, invoice_now, void_invoice
+from billing.invoices.gathering import gathering_invoices
 from billing.invoices.invoice import Invoice
 from billing.invoices.invoicing import collect
+from billing.invoices.withdrawal import PendingLineNotFoundError, delete_pending_line
 from billing.runs.run import due_at, due_customers, run_portion
 from catalog.price import Price, UnitPrice
 from metering.errors import InvalidError
 from metering.period import Period
 from tests.billing_clock import bill_until, ledger, wrong
 from tests.builders import START, a_customer, a_metered_feature, a_plan, at, fee, phase, sign_up, spent, store
+from tests.server import assert_problem
 from tests.test_invoice_update import a_card, flat, kept, refused_lines, update
 
 FEBRUARY = at("2026-02-01")
@@ -111,6 +115,73 @@ def test_a_line_on_a_draft_can_not_become_due_before_it_can_be(session: Session)
     (draft,) = invoice_now(session, customer.id, now=FEBRUARY)
     sooner = replace(kept(draft.lines[0]), invoice_at=at("2026-01-10"))
     assert refused_lines(session, draft, sooner) == {("invoice_at_too_early", "$.lines[0].invoiceAt")}
+
+
+# -- Taking them back ----------------------------------------------------------------------------------------
+
+
+def test_a_line_that_waits_is_taken_back(session: Session) -> None:
+    customer = a_customer(session, key="ada")
+    kept_one, line = add(session, customer, flat("5")), add(session, customer, flat("7"))
+    delete_pending_line(session, "ada", line.billable.line_id, now=at("2026-01-10"))
+    assert (line.deleted_at, line.next_billing_at) == (at("2026-01-10"), None)
+    (gathering,) = gathering_invoices(session, [customer], at=at("2026-01-10"))
+    assert [one.billable.identity for one in gathering.lines] == [f"manual/{kept_one.id}"]
+    with pytest.raises(PendingLineNotFoundError):
+        delete_pending_line(session, "ada", line.billable.line_id, now=at("2026-01-10"))
+    bill_until(session, at("2026-02-02"))
+    assert ledger(session) == ["2026-02-01 paid 5.00: by hand 01-01..02-01 5.00"]
+    assert wrong(session, at("2026-02-02")) == []
+
+
+def test_nobody_takes_back_somebody_elses_line(session: Session) -> None:
+    line = add(session, a_customer(session), flat("5"))
+    with pytest.raises(PendingLineNotFoundError):
+        delete_pending_line(session, a_customer(session).id, line.billable.line_id, now=START)
+
+
+def test_what_an_invoice_has_is_not_taken_back_not_even_if_it_is_a_part(session: Session) -> None:
+    a_metered_feature(session)
+    customer = a_customer(session, "ada")
+    line = add(session, customer)
+    store(session, spent("ada", 5, "2026-01-05"))
+    (draft,) = invoice_now(session, customer.id, progressive=True, now=at("2026-01-10"))
+    with pytest.raises(InvalidError, match=f"the line is on the invoice {draft.number}") as error:
+        delete_pending_line(session, customer.id, line.billable.line_id, now=at("2026-01-10"))
+    (issue,) = error.value.issues
+    assert issue.code == "pending_line_billed"
+    assert issue.hint
+    assert line.deleted_at is None
+
+
+def test_what_was_voided_and_waits_again_is_taken_back(session: Session) -> None:
+    customer = a_customer(session)
+    line = add(session, customer, flat("5"), due="2026-01-01")
+    (invoice,) = invoice_now(session, customer.id, now=START)
+    invoice.status = "payment_processing.failed"
+    session.flush()
+    again = VoidAction(type="pending", next_invoice_at=FEBRUARY)
+    void_invoice(session, invoice.id, again, reason="a mistake", now=at("2026-01-10"))
+    delete_pending_line(session, customer.id, line.billable.line_id, now=at("2026-01-11"))
+    bill_until(session, at("2026-02-02"))
+    assert [row[:22] for row in ledger(session)] == ["2026-01-01 voided 5.00"]
+    assert wrong(session, at("2026-02-02")) == []
+
+
+def test_over_http_the_id_is_that_of_the_gathering_invoice(client: httpx.Client) -> None:
+    payer = client.post("/api/v1/customers", json={"name": "Ada", "key": "takes-back"}).json()
+    path = "/api/v1/billing/customers/takes-back/invoices/pending-lines"
+    month = {"from": "2026-01-01T00:00:00Z", "to": "2026-02-01T00:00:00Z"}
+    card = {"price": {"type": "flat", "amount": "5"}}
+    line = {"name": "Setup", "period": month, "invoiceAt": "2090-01-01T00:00:00Z", "rateCard": card}
+    made = client.post(path, json={"currency": "USD", "lines": [line]}).json()
+    answer = client.put(f"/api/v1/billing/invoices/{made['invoice']['id']}", json=made["invoice"])
+    problem = assert_problem(answer, 400, "invoice_cannot_be_edited")
+    assert "DELETE" in problem["extensions"]["validationErrors"][0]["hint"]
+    deleted = client.delete(f"{path}/{made['lines'][0]['id']}")
+    assert (deleted.status_code, deleted.content) == (204, b"")
+    assert_problem(client.delete(f"{path}/{made['lines'][0]['id']}"), 404)
+    assert client.get(f"/api/v1/billing/invoices?customers={payer['id']}").json()["items"] == []
 
 
 # -- The run -------------------------------------------------------------------------------------------------

@@ -681,6 +681,12 @@ INVOICES: Group = {
         ({**WRITTEN, "currency": "XXY"}, 400, "currency_invalid", "$.currency"),
         ({**WRITTEN, "lines": []}, 400, "too_short", "$.lines"),
     ],
+    "DELETE billing/customers/<free>/invoices/pending-lines/<unknown>": [
+        (None, 404),
+    ],
+    "DELETE billing/customers/<unknown>/invoices/pending-lines/<unknown>": [
+        (None, 404),
+    ],
     "POST billing/customers/<unknown>/invoices/pending-lines": [
         (WRITTEN, 404),
     ],

@@ -19,11 +19,11 @@ from billing.invoices import actions
 from billing.invoices.actions import VoidAction
 from billing.invoices.gathering import gathering_invoices
 from billing.invoices.invoice import Invoice
+from billing.invoices.withdrawal import delete_pending_line
 from catalog import rate_card
 from catalog.price import Price
 from catalog.tax import TaxConfig
 from metering.errors import InvalidError, Issue
-from metering.ids import derived_id
 from metering.period import Period
 from metering.wire import Number
 
@@ -226,4 +226,20 @@ def create_pending_lines(
 
 
 def _line_id(line: PendingLine) -> str:
-    return derived_id("manual", line.id)
+    return line.billable.line_id
+
+
+@router.delete(
+    "/customers/{customerIdOrKey}/invoices/pending-lines/{lineId}",
+    operation_id="deletePendingInvoiceLine",
+    status_code=204,
+    dependencies=[admin],
+)
+def delete_pending(
+    session: Transaction,
+    now: Now,
+    customerIdOrKey: str,  # noqa: N803  the wire's name
+    lineId: str,  # noqa: N803  the wire's name
+) -> None:
+    """Take back a line that was added by hand and is on no invoice; an endpoint of our own."""
+    delete_pending_line(session, customerIdOrKey, lineId, now=now)

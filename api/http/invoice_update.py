@@ -218,5 +218,5 @@ def _stored(session: Session, invoice_id: str) -> Invoice:
         if customer_of_gathering(session, invoice_id) is None:
             raise
     message = "a gathering invoice is computed, and can't be edited"
-    hint = "Change the subscription, or the customer's pending lines."
+    hint = "Change the subscription, or DELETE the line at /customers/{id}/invoices/pending-lines/{lineId}."
     raise InvalidError(message, Issue(code="invoice_cannot_be_edited", message=message, hint=hint))
