@@ -14,7 +14,7 @@ from billing.apps.app_changes import install_app
 from billing.apps.custom_invoicing import issuing_synchronized
 from billing.contracts.customer import Address
 from billing.contracts.subscription_changes import cancel_subscription
-from billing.invoices.actions import VoidAction, invoice_now, void_invoice
+from billing.invoices.actions import VoidAction, delete_invoice, invoice_now, void_invoice
 from billing.invoices.credit_notes import (
     CreditLine,
     CreditNoteDetails,
@@ -24,7 +24,7 @@ from billing.invoices.credit_notes import (
     list_credit_notes,
 )
 from billing.invoices.invoice import Invoice, InvoiceNotFoundError, get_invoice
-from billing.invoices.payments import account_of
+from billing.invoices.payments import PaymentDetails, account_of, record_payment
 from billing.profiles.app import SANDBOX_WISH
 from billing.proof.audit import audit
 from billing.proof.replay import replay_invoice
@@ -254,3 +254,24 @@ def test_a_credit_note_waits_for_the_app_that_takes_it_to_the_customer_and_count
     issuing_synchronized(session, note.id, now=LATER)
     assert note.status == "paid"
     assert refused(session, note.id) == [("invoice_not_creditable", "$.invoiceId")]
+
+
+def test_an_invoice_is_paid_when_the_note_that_credits_it_is_issued_and_not_when_it_is_deleted(
+    session: Session,
+) -> None:
+    """3 were paid, and 7 are to be credited by a note that its app has yet to issue."""
+    invoice = invoiced(session, fee("10"), wish="failed")
+    app = install_app(session, "custom_invoicing", now=START)
+    app.issuing_sync_hook = True
+    invoice.app, invoice.app_id = app, app.id
+    waiting = credit(session, invoice, "7")
+    record_payment(session, invoice.id, PaymentDetails(amount=Decimal(3), received_at=LATER), now=LATER)
+    account = account_of(session, invoice)
+    assert (invoice.status, account.open) == ("payment_processing.failed", Decimal(0))
+    delete_invoice(session, waiting.id, now=LATER)
+    assert (waiting.status, invoice.status) == ("voided", "payment_processing.failed")
+    assert account_of(session, invoice).open == 7
+    note = credit(session, invoice, "7")
+    assert invoice.status == "payment_processing.failed"
+    issuing_synchronized(session, note.id, now=LATER)
+    assert (note.status, invoice.status) == ("paid", "paid")

@@ -27,7 +27,7 @@ from billing.invoices.invoice import (
 )
 from billing.invoices.invoice_tax import tax_as, taxed_amounts
 from billing.invoices.invoicing import line_of, number_drafts
-from billing.invoices.payments import is_amount, settle_if_even
+from billing.invoices.payments import is_amount
 from billing.invoices.progress import advance
 from billing.invoices.state import TRANSITIONS, Status
 from billing.rating.billable import Billable, due_line
@@ -102,7 +102,6 @@ def create_credit_note(
     session.add(note)
     session.flush()
     advance(session, [note], now=now)
-    settle_if_even(session, invoice, now=now)
     return note
 
 

@@ -1,26 +1,25 @@
-"""Payments that were recorded by hand, whole or in part, and what of an invoice is still open.
+"""Payments that were recorded by hand, whole or in part.
 
 Credit notes against an invoice reduce what is open of it. When nothing is open any more, it is paid.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from billing.invoices.account import Account, account_of
 from billing.invoices.actions import locked_invoice
-from billing.invoices.invoice import Invoice
-from billing.invoices.payment import Payment, payments_of
-from billing.invoices.progress import fire
+from billing.invoices.payment import Payment
+from billing.invoices.progress import settle_if_even
 from billing.invoices.state import TRANSITIONS
 from catalog.money import round_money
 from catalog.price import in_range
 from metering.database import translating
 from metering.errors import ConflictError, InvalidError, Issue
-from metering.exact import EXACT, plain, total
+from metering.exact import plain
 from metering.ids import new_id
 
 __all__ = [
@@ -28,10 +27,8 @@ __all__ = [
     "PaymentDetails",
     "PaymentTakenError",
     "account_of",
-    "credits_against",
     "is_amount",
     "record_payment",
-    "settle_if_even",
 ]
 
 ZERO = Decimal(0)
@@ -50,43 +47,6 @@ class PaymentDetails:
 
 class PaymentTakenError(ConflictError):
     pass
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Account:
-    """What was asked for by an invoice, and what became of it."""
-
-    invoice: Invoice
-    payments: Sequence[Payment]
-    credited: Decimal
-
-    @property
-    def total(self) -> Decimal:
-        return self.invoice.totals.total
-
-    @property
-    def paid(self) -> Decimal:
-        return total(payment.amount for payment in self.payments)
-
-    @property
-    def open(self) -> Decimal:
-        """Nothing of what was paid by whatever way, or is not asked for any more."""
-        if (self.invoice.status, "paid") not in TRANSITIONS:
-            return ZERO
-        return max(ZERO, EXACT.subtract(self.total, EXACT.add(self.paid, self.credited)))
-
-
-def account_of(session: Session, invoice: Invoice) -> Account:
-    credited = total(-note.totals.total for note in credits_against(session, invoice.id))
-    return Account(invoice=invoice, payments=payments_of(session, invoice.id), credited=credited)
-
-
-def credits_against(session: Session, invoice_id: str) -> Sequence[Invoice]:
-    """The credit notes made by hand against an invoice that count, without their lines."""
-    query = select(Invoice).where(
-        Invoice.preceding_id == invoice_id, Invoice.deleted_at.is_(None), Invoice.voided_at.is_(None)
-    )
-    return session.scalars(query.order_by(Invoice.id)).all()
 
 
 def record_payment(session: Session, invoice_id: str, details: PaymentDetails, *, now: datetime) -> Account:
@@ -113,12 +73,6 @@ def record_payment(session: Session, invoice_id: str, details: PaymentDetails, *
         session.flush()
     settle_if_even(session, invoice, now=now)
     return account_of(session, invoice)
-
-
-def settle_if_even(session: Session, invoice: Invoice, *, now: datetime) -> None:
-    """Paid, when payments and credit notes have come to all of it."""
-    if (invoice.status, "paid") in TRANSITIONS and not account_of(session, invoice).open:
-        fire(session, invoice, "paid", now=now)
 
 
 def _issues(details: PaymentDetails, account: Account, now: datetime) -> Iterable[Issue]:

@@ -9,7 +9,8 @@ from datetime import datetime
 
 from sqlalchemy.orm import Session
 
-from billing.invoices.invoice import Invoice
+from billing.invoices.account import account_of
+from billing.invoices.invoice import Invoice, get_invoice
 from billing.invoices.invoice_tax import RATE_MISSING, tax_and_sum_up
 from billing.invoices.invoicing import draft_until, recompute
 from billing.invoices.numbering import Scope, final_numbers, prefix_of
@@ -19,7 +20,7 @@ from billing.invoices.state import OPEN, TRANSITIONS, Status, Trigger, actions_o
 from billing.profiles.workflow import duration_of
 from metering.errors import InvalidError, Issue
 
-__all__ = ["ActionNotAvailableError", "advance", "fire"]
+__all__ = ["ActionNotAvailableError", "advance", "fire", "settle_if_even"]
 
 
 class ActionNotAvailableError(InvalidError):
@@ -70,6 +71,12 @@ def fire(session: Session, invoice: Invoice, trigger: Trigger, *, now: datetime)
     if entered := _ENTERED.get(following):
         entered(session, [invoice], now)
     advance(session, [invoice], now=now)
+
+
+def settle_if_even(session: Session, invoice: Invoice, *, now: datetime) -> None:
+    """Paid, when payments and credit notes that were issued have come to all of it."""
+    if (invoice.status, "paid") in TRANSITIONS and account_of(session, invoice).even:
+        fire(session, invoice, "paid", now=now)
 
 
 def _next_action_at(invoice: Invoice) -> datetime | None:
@@ -148,6 +155,12 @@ def _finalize(session: Session, invoices: Sequence[Invoice], now: datetime) -> N
         provider_of(invoice).finalize(session, invoice, now=now)
 
 
+def _settle_what_they_credit(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
+    for invoice in invoices:
+        if invoice.preceding_id is not None:
+            settle_if_even(session, get_invoice(session, invoice.preceding_id, lock=True), now=now)
+
+
 def _ask_for_payment(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
     """Where nothing is to be paid, that is paid, whoever would collect it."""
     for invoice in invoices:
@@ -180,6 +193,7 @@ _ENTERED: dict[Status, Callable[[Session, Sequence[Invoice], datetime], None]] =
     "draft.syncing": _upsert_draft,
     "issuing.line_finalization": _issue,
     "issuing.syncing": _finalize,
+    "issued": _settle_what_they_credit,
     "payment_processing.pending": _ask_for_payment,
     "delete.syncing": _take_back,
     "deleted": _delete,
