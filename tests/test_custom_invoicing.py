@@ -144,6 +144,51 @@ def test_no_two_invoices_have_one_number(session: Session) -> None:
     assert invoices_of(session)[1].status == "draft.syncing"
 
 
+RESERVED = ["DRAFT-KOAI-999", "DRAFT-", "DRAFT-X\n", "INV-KOAI-16", "INV-A-1", "CN-KOAI-2"]
+
+
+@pytest.mark.parametrize("hook", ["draft", "issuing"])
+@pytest.mark.parametrize("number", RESERVED)
+def test_numbers_like_ours_are_refused(session: Session, hook: str, number: str) -> None:
+    """A draft's would stay for ever, and one of our sequences would be given twice."""
+    invoice = an_invoice(session, draft=hook == "draft", issuing=hook == "issuing")
+    before = (invoice.status, invoice.number, invoice.external_ids)
+    draft = DraftSynced(number=number)
+    with pytest.raises(InvalidError) as error:
+        _ = (
+            draft_synchronized(session, invoice.id, draft, now=LATER)
+            if hook == "draft"
+            else issuing_synchronized(session, invoice.id, number=number, now=LATER)
+        )
+    assert [(issue.code, issue.field) for issue in error.value.issues] == [
+        ("invoice_number_reserved", "$.invoicing.invoiceNumber")
+    ]
+    session.expire_all()
+    (found,) = invoices_of(session)
+    assert (found.status, found.number, found.external_ids) == before
+
+
+@pytest.mark.parametrize("number", ["ACME-2026-0001", "INV-2026-0001", "INV-KONGAIR-1", "inv-koai-1", "17"])
+def test_any_other_number_may_be_given(session: Session, number: str) -> None:
+    invoice = an_invoice(session, draft=True)
+    assert draft_synchronized(session, invoice.id, DraftSynced(number=number), now=LATER).number == number
+    assert audit(session, now=LATER) == []
+
+
+def test_a_draft_whose_own_number_is_repeated_gets_its_final_one(session: Session) -> None:
+    invoice = an_invoice(session, draft=True)
+    draft_synchronized(session, invoice.id, DraftSynced(number=invoice.number), now=LATER)
+    assert (invoice.status, invoice.number) == ("payment_processing.pending", "INV-KOAI-1")
+    assert audit(session, now=LATER) == []
+
+
+def test_what_is_issued_under_the_number_it_has_keeps_it_as_ours(session: Session) -> None:
+    invoice = an_invoice(session, issuing=True)
+    issuing_synchronized(session, invoice.id, number="INV-KOAI-1", now=LATER)
+    assert (invoice.number, set(invoice.external_ids)) == ("INV-KOAI-1", {"finalized-at"})
+    assert audit(session, now=LATER) == []
+
+
 # -- Issuing -------------------------------------------------------------------------------------------------
 
 

@@ -171,6 +171,9 @@ def build_invoices(world: Builder) -> None:
     world.invoice("unpaid", metadata={WISH: "failed"})
     world.invoice("open_draft", pinned="by_hand")
     world.invoice("syncing", pinned="custom")
+    world.invoice("numbered", pinned="custom")
+    told = {"invoicing": {"invoiceNumber": "EXT-0"}}
+    world.ask("POST", f"apps/custom-invoicing/{world.names['numbered']}/draft/synchronized", told)
     question = f"statuses=gathering&expand=lines&customers={world.names['payer']}"
     (gathering,) = world.ask("GET", f"billing/invoices?{question}")["items"]
     world.names["gathering"], world.names["gathering_line"] = gathering["id"], gathering["lines"][0]["id"]
@@ -631,6 +634,19 @@ CHANGED = {
     "workflow": SETTINGS,
     "description": "New",
 }
+OTHERWISE = [
+    ({**LINE, "price": {**FLAT, "amount": "6"}}, "price"),
+    ({**LINE, "featureKey": "tokens"}, "featureKey"),
+    (
+        {
+            **LINE,
+            "rateCard": {"price": FLAT, "taxConfig": {"behavior": "exclusive"}},
+            "taxConfig": {"behavior": "inclusive"},
+        },
+        "taxConfig",
+    ),
+]
+"""Lines that say something beside their rate card, and otherwise."""
 BACKWARDS = {"from": MONTH["to"], "to": MONTH["from"]}
 
 INVOICES: Group = {
@@ -680,6 +696,10 @@ INVOICES: Group = {
         ),
         ({**WRITTEN, "currency": "XXY"}, 400, "currency_invalid", "$.currency"),
         ({**WRITTEN, "lines": []}, 400, "too_short", "$.lines"),
+        *(
+            ({**WRITTEN, "lines": [LINE, line]}, 400, "rate_card_contradicted", f"$.lines[1].{name}")
+            for line, name in OTHERWISE
+        ),
     ],
     "DELETE billing/customers/<free>/invoices/pending-lines/<unknown>": [
         (None, 404),
@@ -715,6 +735,10 @@ INVOICES: Group = {
             "$.lines[0].period",
         ),
         ({**CHANGED, "lines": [LINE, FREE]}, 400, "field_required", "$.lines[1].rateCard.price"),
+        *(
+            ({**CHANGED, "lines": [LINE, line]}, 400, "rate_card_contradicted", f"$.lines[1].{name}")
+            for line, name in OTHERWISE
+        ),
         ({**CHANGED, "lines": [], "supplier": {}}, 400, "field_required", "$.supplier.name"),
         ({**CHANGED, "lines": [], "total": "1"}, 400, "unknown_field", "$.total"),
     ],
@@ -781,9 +805,15 @@ CUSTOM_INVOICING: Group = {
             "$.invoicing.lineExternalIds[1].lineId",
         ),
         (
-            {"invoicing": {**SYNCED, "invoiceNumber": "<paid_number>"}},
+            {"invoicing": {**SYNCED, "invoiceNumber": "EXT-0"}},
             409,
             "invoice_number_taken",
+            "$.invoicing.invoiceNumber",
+        ),
+        (
+            {"invoicing": {**SYNCED, "invoiceNumber": "<paid_number>"}},
+            400,
+            "invoice_number_reserved",
             "$.invoicing.invoiceNumber",
         ),
         ({"invoicing": {**SYNCED, "color": "red"}}, 400, "unknown_field", "$.invoicing.color"),

@@ -3,6 +3,7 @@
 Each is taken only in the state that waits for it; otherwise nothing changes.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -117,16 +118,34 @@ def _unknown(sent: Iterable[str], known: set[str], member: str, name: str) -> It
 def _confirm(
     session: Session, invoice: Invoice, found: Mapping[str, str], number: str | None, now: datetime
 ) -> Invoice:
-    """A number of ours that was taken before is remembered, so that our sequences show no gap."""
-    if number is not None:
+    """A number of ours that was taken before is remembered, so that our sequences show no gap.
+
+    Who repeats the number that the invoice has gives it none: a draft gets its final one when it is issued.
+    """
+    if number is not None and number != invoice.number:
+        _require_not_ours(number)
         found = {**found, GIVEN_NUMBER: number}
         if invoice.issued_at is not None and GIVEN_NUMBER not in invoice.external_ids:
             found = {**found, "own-number": invoice.number}
         invoice.number = number
     invoice.external_ids = {**invoice.external_ids, **found}
     message = f"another invoice has the number {number!r}"
-    issue = Issue(code="invoice_number_taken", message=message, field="$.invoicing.invoiceNumber")
+    issue = Issue(code="invoice_number_taken", message=message, field=_NUMBER)
     with translating({"invoices_number_key": ConflictError(message, issue)}):
         session.flush()
     advance(session, [invoice], now=now)
     return invoice
+
+
+_NUMBER = "$.invoicing.invoiceNumber"
+_OURS = re.compile(r"(INV|CN)-[A-Z0-9]{1,4}-[1-9][0-9]*")
+"""The numbers that our sequences give."""
+
+
+def _require_not_ours(number: str) -> None:
+    """No invoice is issued with the number of a draft, and none takes one that another will be given."""
+    if number.startswith("DRAFT-") or _OURS.fullmatch(number):
+        message = f"{number!r} is reserved: drafts and our own sequences have such numbers"
+        hint = "Number invoices otherwise, such as ACME-2026-0001; or leave it out and have one of ours."
+        issue = Issue(code="invoice_number_reserved", message=message, field=_NUMBER, hint=hint)
+        raise InvalidError(message, issue)
