@@ -137,6 +137,11 @@ def test_the_workflow_of_openmeter_breaks_no_rule() -> None:
             "tax_config_invalid_stripe_code",
             "invoicing.defaultTaxConfig.stripe.code",
         ),
+        (
+            invoicing(subscription_end_proration_mode="bill_full_period"),
+            "proration_mode_not_supported",
+            "invoicing.subscriptionEndProrationMode",
+        ),
     ],
 )
 def test_a_setting_that_can_not_be_is_refused_with_its_place(
@@ -192,7 +197,7 @@ def test_a_profile_comes_back_as_it_was_given(session: Session) -> None:
             draft_period="P1D",
             due_after="P14D",
             progressive_billing=False,
-            subscription_end_proration_mode="bill_full_period",
+            subscription_end_proration_mode="bill_actual_period",
             default_tax_config=TaxConfig(behavior="inclusive"),
         ),
         payment=PaymentSettings(collection_method="send_invoice"),

@@ -532,6 +532,12 @@ PROFILES: Group = {
         (profile(**SOON, default=True), 400, "invalid_duration", DRAFT_PERIOD),
         (profile("<unknown>", default=True), 400, "app_not_found", "$.apps.invoicing"),
         (profile(supplier={}, default=True), 400, "field_required", "$.supplier.name"),
+        (
+            profile(workflow={"invoicing": {"subscriptionEndProrationMode": "bill_full_period"}}),
+            400,
+            "proration_mode_not_supported",
+            "$.workflow.invoicing.subscriptionEndProrationMode",
+        ),
         (profile(color="red"), 400, "unknown_field", "$.color"),
         (
             {**profile(), "apps": {"tax": SANDBOX, "invoicing": "<app>", "payment": SANDBOX}},

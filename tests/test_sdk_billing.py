@@ -81,7 +81,7 @@ def test_a_profile_comes_back_as_it_was_sent(sdk: Any) -> None:
             draft_period="P1D",
             due_after="P14D",
             progressive_billing=False,
-            subscription_end_proration_mode="bill_full_period",
+            subscription_end_proration_mode="bill_actual_period",
             default_tax_config=models.TaxConfig(behavior="inclusive"),
         ),
         payment=models.BillingWorkflowPaymentSettings(collection_method="send_invoice"),

@@ -26,6 +26,11 @@ def check_workflow(workflow: Workflow, where: str = "$.workflow") -> Iterator[Is
     yield from _duration(invoicing.draft_period, f"{where}.invoicing.draftPeriod")
     yield from _duration(invoicing.due_after, f"{where}.invoicing.dueAfter")
     yield from _alignment(collection, f"{where}.collection.alignment.recurringPeriod")
+    if invoicing.subscription_end_proration_mode == "bill_full_period":
+        message = "a subscription's last period is billed up to its end: the full period is not there yet"
+        place = f"{where}.invoicing.subscriptionEndProrationMode"
+        hint = "Leave it out, or write bill_actual_period."
+        yield Issue(code="proration_mode_not_supported", message=message, field=place, hint=hint)
     if invoicing.default_tax_config is not None:
         yield from check_tax(invoicing.default_tax_config, f"{where}.invoicing.defaultTaxConfig")
 
