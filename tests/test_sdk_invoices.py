@@ -18,6 +18,7 @@ models: Any = openmeter.models
 
 UNKNOWN = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 SANDBOX = "00000000000000000000000003"
+USES = ("tax", "invoicing", "payment")
 WISH = "openmeter.io/sandbox/target-payment-status"
 DAY = timedelta(days=1)
 _numbers = count(1)
@@ -160,6 +161,19 @@ def test_invoice_now_list_and_get(sdk: Any, plan: str, today: datetime) -> None:
     ]
     with pytest.raises(ResourceNotFoundError):
         sdk.invoice.get_invoice(UNKNOWN)
+
+
+def test_apps_are_whole_when_they_are_asked_for_and_references_otherwise(
+    sdk: Any, client: httpx.Client, plan: str, today: datetime
+) -> None:
+    invoice = invoiced(sdk, plan, today)
+    reference, app = {"id": SANDBOX}, client.get(f"/api/v1/apps/{SANDBOX}").json()
+    assert sdk.invoice.get_invoice(invoice.id).workflow.apps == dict.fromkeys(USES, reference)
+    found = sdk.invoice.get_invoice(invoice.id, expand=["workflow.apps"])
+    page = sdk.invoices.list(customers=[invoice.customer.id], expand=["lines", "workflow.apps"])
+    whole = [*page.items_property, found]
+    assert [one.status for one in whole] == ["gathering", "paid", "paid"]
+    assert [one.workflow.apps for one in whole] == [dict.fromkeys(USES, app)] * 3
 
 
 def test_lines_by_hand_wait_for_the_next_invoice(sdk: Any, today: datetime) -> None:

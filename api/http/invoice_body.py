@@ -25,6 +25,7 @@ from pydantic import (
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
+from api.http.billing_profiles import AppsOrReferences
 from api.http.body import Body, Metadata, Page, SpelledAs, present
 from billing.contracts.customer import Address, Customer
 from billing.profiles.workflow import Workflow
@@ -37,7 +38,6 @@ from metering.wire import WIRE, Number, Numeric
 
 __all__ = [
     "ActionDetails",
-    "AppReferences",
     "BillingDiscountUsage",
     "BillingDiscounts",
     "DetailedLineBody",
@@ -61,7 +61,6 @@ __all__ = [
     "PrecedingBody",
     "RatecardPercentage",
     "RatecardUsage",
-    "Reference",
     "SpelledTaxConfig",
     "StatusDetails",
     "TotalsBody",
@@ -104,10 +103,6 @@ class TotalsBody(TypedDict):
     taxesExclusiveTotal: str
     taxesTotal: str
     total: str
-
-
-class Reference(Body):
-    id: str
 
 
 @with_config(WIRE)
@@ -369,18 +364,10 @@ class StatusDetails(Body):
     available_actions: dict[str, ActionDetails] = Field(default_factory=dict)
 
 
-class AppReferences(Body):
-    """The one app that does all three."""
-
-    tax: Reference
-    invoicing: Reference
-    payment: Reference
-
-
 class InvoiceWorkflow(Body):
     source_billing_profile_id: str
     workflow: Workflow
-    apps: AppReferences | None = None
+    apps: AppsOrReferences | None = None
 
 
 class ValidationIssueBody(Body):

@@ -77,20 +77,27 @@ def list_all(
         period_start_before=period_start_before,
         include_deleted=include_deleted,
     )
-    lines = "lines" in (expand or ())
+    lines, apps = "lines" in (expand or ()), "workflow.apps" in (expand or ())
     place = page_of(page, page_size)
     with snapshot(request) as session:
-        items, ahead = _gathering(session, wanted, now, lines=lines, **place)
+        items, ahead = _gathering(session, wanted, now, lines=lines, apps=apps, **place)
         rest = {"offset": max(0, place["offset"] - ahead), "limit": page_size - len(items)}
         found, count = list_invoices(
             session, wanted, order_by=_ORDER[order_by], descending=order == "DESC", **rest
         )
-        items += bodies_of(session, found, now, lines=lines)
+        items += bodies_of(session, found, now, lines=lines, apps=apps)
     return invoices_response(items, total_count=ahead + count, page=page, page_size=page_size)
 
 
 def _gathering(
-    session: Session, wanted: InvoiceFilter, now: datetime, *, lines: bool, offset: int, limit: int
+    session: Session,
+    wanted: InvoiceFilter,
+    now: datetime,
+    *,
+    lines: bool,
+    apps: bool,
+    offset: int,
+    limit: int,
 ) -> tuple[list[InvoiceBody], int]:
     """Those of one page, and how many there are; none when something else is asked for."""
     if not wanted.gathering:
@@ -98,16 +105,15 @@ def _gathering(
     found, count = gathering_customers(
         session, customer_ids=list(wanted.customers), at=now, offset=offset, limit=limit
     )
-    return [
-        gathering_body(one, now, lines=lines) for one in gathering_invoices(session, found, at=now)
-    ], count
+    gathering = gathering_invoices(session, found, at=now)
+    return [gathering_body(one, now, lines=lines, apps=apps) for one in gathering], count
 
 
 def bodies_of(
-    session: Session, invoices: Sequence[Invoice], now: datetime, *, lines: bool
+    session: Session, invoices: Sequence[Invoice], now: datetime, *, lines: bool, apps: bool = False
 ) -> list[InvoiceBody]:
     customers = customers_by_id(session, {invoice.customer_id for invoice in invoices})
-    return [invoice_body(invoice, customers, now, lines=lines) for invoice in invoices]
+    return [invoice_body(invoice, customers, now, lines=lines, apps=apps) for invoice in invoices]
 
 
 @router.get(
@@ -124,19 +130,20 @@ def get(
     include_deleted_lines: Annotated[bool, Query(alias="includeDeletedLines")] = False,  # noqa: ARG001
 ) -> Response:
     """A stored invoice, or a customer's gathering one by the id it has in the list."""
+    lines, apps = expand is None or "lines" in expand, "workflow.apps" in (expand or ())
     with snapshot(request) as session:
-        body = _any_invoice(session, invoiceId, now, lines=expand is None or "lines" in expand)
+        body = _any_invoice(session, invoiceId, now, lines=lines, apps=apps)
     return invoice_response(body)
 
 
-def _any_invoice(session: Session, invoice_id: str, now: datetime, *, lines: bool) -> InvoiceBody:
+def _any_invoice(session: Session, invoice_id: str, now: datetime, *, lines: bool, apps: bool) -> InvoiceBody:
     try:
-        return bodies_of(session, [get_invoice(session, invoice_id)], now, lines=lines)[0]
+        return bodies_of(session, [get_invoice(session, invoice_id)], now, lines=lines, apps=apps)[0]
     except InvoiceNotFoundError:
         customer = customer_of_gathering(session, invoice_id)
         if customer is None or not (gathering := gathering_invoices(session, [customer], at=now)):
             raise
-        return gathering_body(gathering[0], now, lines=lines)
+        return gathering_body(gathering[0], now, lines=lines, apps=apps)
 
 
 @router.get(

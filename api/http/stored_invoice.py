@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 
+from api.http.billing_profiles import AppReference, BillingProfileAppReferences, apps_body
 from api.http.invoice_body import (
     ActionDetails,
-    AppReferences,
     BillingDiscounts,
     DetailedLineBody,
     ExternalIds,
@@ -18,7 +18,6 @@ from api.http.invoice_body import (
     LineSubscription,
     Party,
     PrecedingBody,
-    Reference,
     StatusDetails,
     UsageAttributionBody,
     UsageBasedRateCard,
@@ -34,6 +33,7 @@ from billing.invoices.invoice import Invoice, InvoiceLine, Preceding
 from billing.invoices.invoice_tax import with_taxes
 from billing.invoices.provider import facts_of
 from billing.invoices.state import EDITABLE, FAILED, actions_of, short
+from billing.profiles.app import App
 from billing.profiles.profile import Party as PartyValue
 from billing.profiles.workflow import Workflow
 from billing.rating.billable import DueLine, usage_from
@@ -145,7 +145,9 @@ def _stored_line(line: InvoiceLine, currency: str) -> LineBody:
 # -- Invoices ------------------------------------------------------------------------------------------------
 
 
-def gathering_body(invoice: GatheringInvoice, now: datetime, *, lines: bool) -> InvoiceBody:
+def gathering_body(
+    invoice: GatheringInvoice, now: datetime, *, lines: bool, apps: bool = False
+) -> InvoiceBody:
     customer, profile = invoice.customer, invoice.profile
     body: InvoiceBody = {
         "type": "standard",
@@ -161,7 +163,9 @@ def gathering_body(invoice: GatheringInvoice, now: datetime, *, lines: bool) -> 
         "statusDetails": StatusDetails(
             extended_status="gathering", available_actions={"invoice": ActionDetails()}
         ),
-        "workflow": workflow_body(profile.id, profile.app_id, profile.workflow),
+        "workflow": workflow_body(
+            profile.id, profile.app_id, profile.workflow, whole=profile.app if apps else None
+        ),
     }
     if invoice.lines:
         body["period"] = span(line.period for line in invoice.lines)
@@ -171,12 +175,16 @@ def gathering_body(invoice: GatheringInvoice, now: datetime, *, lines: bool) -> 
     return body
 
 
-def workflow_body(profile_id: str, app_id: str, workflow: Workflow) -> InvoiceWorkflow:
-    app = Reference(id=app_id)
+def workflow_body(
+    profile_id: str, app_id: str, workflow: Workflow, *, whole: App | None = None
+) -> InvoiceWorkflow:
+    """`whole`: the app, where more than a reference to it is asked for."""
+    reference = AppReference(id=app_id)
+    references = BillingProfileAppReferences(tax=reference, invoicing=reference, payment=reference)
     return InvoiceWorkflow(
         source_billing_profile_id=profile_id,
         workflow=workflow,
-        apps=AppReferences(tax=app, invoicing=app, payment=app),
+        apps=references if whole is None else apps_body(whole, whole=True),
     )
 
 
@@ -185,7 +193,7 @@ def party_body(party: PartyValue) -> Party:
 
 
 def invoice_body(
-    invoice: Invoice, customers: Mapping[str, Customer], now: datetime, *, lines: bool
+    invoice: Invoice, customers: Mapping[str, Customer], now: datetime, *, lines: bool, apps: bool = False
 ) -> InvoiceBody:
     """As it is stored; whose subjects its customer has is of today."""
     actions = actions_of(invoice.status, facts_of(invoice, now))
@@ -210,7 +218,9 @@ def invoice_body(
             extended_status=invoice.status,
             available_actions={name: ActionDetails(resulting_state=to) for name, to in actions.items()},
         ),
-        "workflow": workflow_body(invoice.billing_profile_id, invoice.app_id, invoice.workflow),
+        "workflow": workflow_body(
+            invoice.billing_profile_id, invoice.app_id, invoice.workflow, whole=invoice.app if apps else None
+        ),
         "validationIssues": [ValidationIssueBody(**issue) for issue in invoice.validation_issues],
         "externalIds": ExternalIds(
             invoicing=invoice.external_ids.get("invoicing"), payment=invoice.external_ids.get("payment")
