@@ -32,7 +32,7 @@ from billing.taxes.tax_rates import TaxRateDetails, create_tax_rate
 from catalog.rate_card import RateCard
 from metering.errors import InvalidError
 from metering.exact import total
-from tests.billing_clock import bill_until, invoices_of, ledger
+from tests.billing_clock import bill_until, invoices_of, ledger, void_event
 from tests.builders import (
     START,
     a_customer,
@@ -162,6 +162,42 @@ def test_what_was_credited_is_not_billed_again_and_a_later_credit_is_as_if_it_ha
         "2026-02-03 paid -5.00: tokens 01-01..02-01 -5.00",
         "2026-03-01 paid 32.00: tokens 01-01..02-01 1.00, tokens 02-01..03-01 0.00, seat 03-01..04-01 31.00",
     ]
+
+
+@pytest.mark.parametrize(
+    ("credited", "back"), [("31", "0"), ("15", "-16"), ("10", "-21"), ("9.99", "-21")], ids=str
+)
+def test_billing_itself_gives_back_no_more_than_is_left(session: Session, credited: str, back: str) -> None:
+    """Of 31 that were paid the contract's end gives back 21."""
+    invoice = invoiced(session, fee("31"), percent="19")
+    credit(session, invoice, credited)
+    subscription_id = invoice.lines[0].subscription_id
+    assert subscription_id is not None
+    cancel_subscription(session, subscription_id, now=at("2026-01-11"))
+    bill_until(session, at("2026-04-01"))
+    automatic = [one for one in invoices_of(session)[2:] for one in one.lines]
+    assert sum((line.amount for line in automatic), Decimal(0)) == Decimal(back)
+    for one in invoices_of(session):
+        assert replay_invoice(session, one.id).identical
+    assert [found for found in audit(session, now=at("2026-04-01")) if found.severity == "error"] == []
+
+
+def test_nor_of_usage_that_was_credited_before_it_was_taken_back(session: Session) -> None:
+    """And what is used instead is charged."""
+    a_metered_feature(session)
+    sign_up(session, a_customer(session, "ada"), a_plan(session, phase(per_unit("0.01"))))
+    wrong = spent("ada", 10_000, "2026-01-10")
+    store(session, wrong)
+    bill_until(session, at("2026-02-02"))
+    billed = get_invoice(session, invoices_of(session)[-1].id)
+    credit(session, billed, "100", now=at("2026-02-03"))
+    void_event(session, wrong, at("2026-02-04"))
+    bill_until(session, at("2026-03-02"))
+    store(session, spent("ada", 300, "2026-01-10"))
+    bill_until(session, at("2026-04-02"))
+    amounts = [(line.period_start, line.amount) for one in invoices_of(session) for line in one.lines]
+    of_january = [amount for start, amount in amounts if start < at("2026-02-01") and amount]
+    assert of_january == [100, -100, 3]
 
 
 def test_what_billing_itself_gave_back_can_not_be_given_back_by_hand(session: Session) -> None:

@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy.orm import Session
 
 from billing.contracts.customer import get_customer
-from billing.contracts.subscription_changes import cancel_subscription
+from billing.contracts.subscription_changes import cancel_subscription, unschedule_cancelation
 from billing.contracts.subscriptions import Subscription
 from billing.invoices.actions import VoidAction, act, delete_invoice, invoice_now, void_invoice
 from billing.invoices.credit_notes import creditable_of
@@ -130,3 +130,37 @@ def test_as_long_as_what_was_charged_is_owed_nothing_comes_back_and_more_is_bill
     bill_until(session, at("2026-03-02"))
     assert ledger(session)[1].endswith("tokens 01-01..02-01 9.00, tokens 02-01..03-01 0.00")
     assert errors(session, "2026-03-02") == []
+
+
+def test_a_fee_that_was_given_up_and_went_does_not_come_back_as_a_charge(session: Session) -> None:
+    by_hand(session)
+    subscription = signed(session)
+    bill_until(session, START)
+    delete_invoice(session, last(session).id, now=START)
+    cancel_subscription(session, subscription.id, timing=at("2026-01-21"), now=at("2026-01-11"))
+    bill_until(session, at("2026-01-12"))
+    unschedule_cancelation(session, subscription.id, now=at("2026-01-13"))
+    bill_until(session, at("2026-01-20"))
+    assert ledger(session) == []
+    assert errors(session, "2026-01-20") == []
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_nor_does_a_fee_that_was_paid_once_what_was_to_be_given_back_of_it_was_given_up(
+    session: Session, again: bool
+) -> None:
+    by_hand(session)
+    subscription = signed(session)
+    bill_until(session, START)
+    approved(session, "2026-01-01")
+    for day in (11, 15) if again else (11,):
+        cancel_subscription(session, subscription.id, timing=at("2026-01-21"), now=at(f"2026-01-{day}"))
+        bill_until(session, at(f"2026-01-{day + 1}"))
+        if (draft := last(session)).status.startswith("draft"):
+            assert draft.totals.total == -11
+            delete_invoice(session, draft.id, now=at(f"2026-01-{day + 1}"))
+        unschedule_cancelation(session, subscription.id, now=at(f"2026-01-{day + 2}"))
+        bill_until(session, at(f"2026-01-{day + 2}"))
+    assert ledger(session)[0] == "2026-01-01 paid 31.00: seat 01-01..02-01 31.00"
+    assert sum((one.totals.total for one in invoices_of(session)), Decimal(0)) == 31, ledger(session)
+    assert errors(session, "2026-01-20") == []

@@ -4,11 +4,12 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from typing import Literal
 
-from sqlalchemy import or_, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.orm import Session, load_only
 
 from billing.contracts.customer import Customer
@@ -24,6 +25,7 @@ from billing.rating.timeline import charges
 from catalog.features import features_by_id
 from catalog.interval import parse_interval
 from metering.database import among
+from metering.exact import total
 from metering.period import Period
 
 __all__ = [
@@ -38,7 +40,9 @@ __all__ = [
     "earlier_of",
     "given_up_among",
     "look_ahead",
+    "may_be_waived",
     "payers_of",
+    "uncharged_among",
     "used_by",
 ]
 
@@ -188,12 +192,51 @@ def _charged(
 ) -> Iterable[tuple[Payer, DueLine]]:
     """Each with what nobody was charged apart: nothing is given back of invoices that were given up."""
     lines = [(payer, rate, before, rate(before)) for payer, rate, before in rated]
-    back = [before for _, _, before, line in lines if before and line.totals.total < 0]
-    given_up = given_up_among(session, {line.invoice_id for before in back for line in before})
+    some = [
+        before
+        for _, _, before, line in lines
+        if may_be_waived(line.totals.total, metered=line.billable.metered)
+    ]
+    uncharged = uncharged_among(session, some)
     for payer, rate, before, line in lines:
-        waived = [one for one in before if one.invoice_id in given_up and one.released_at is None]
-        for one in waive(rate, before, waived) if waived else [line]:
+        given_up, credited = uncharged(before)
+        for one in waive(rate, before, given_up, credited) if given_up or credited else [line]:
             yield payer, one
+
+
+def may_be_waived(amount: Decimal, *, metered: bool) -> bool:
+    """Usage that is charged is charged, whatever was given up before."""
+    return amount < 0 or (amount > 0 and not metered)
+
+
+Uncharged = Callable[[Sequence[InvoiceLine]], tuple[list[InvoiceLine], Decimal]]
+"""Of the lines of a charge those that were given up, and how much was given back of the others by hand."""
+
+
+def uncharged_among(session: Session, charged: Collection[Sequence[InvoiceLine]]) -> Uncharged:
+    lines = [line for one in charged for line in one if line.released_at is None]
+    given_up = given_up_among(session, {line.invoice_id for line in lines})
+    credited = _credited(session, [line.id for line in lines if line.invoice_id not in given_up])
+
+    def uncharged(lines: Sequence[InvoiceLine]) -> tuple[list[InvoiceLine], Decimal]:
+        gone = [line for line in lines if line.released_at is None and line.invoice_id in given_up]
+        return gone, total(credited.get(line.id, Decimal(0)) for line in lines)
+
+    return uncharged
+
+
+def _credited(session: Session, line_ids: Sequence[str]) -> dict[str, Decimal]:
+    """What was given back by hand of each line, before tax."""
+    if not line_ids:
+        return {}
+    query = (
+        select(InvoiceLine.credited_line_id, -func.sum(InvoiceLine.amount))
+        .join(Invoice, Invoice.id == InvoiceLine.invoice_id)
+        .where(among(InvoiceLine.credited_line_id, "ids"))
+        .where(Invoice.deleted_at.is_(None), Invoice.voided_at.is_(None))
+        .group_by(InvoiceLine.credited_line_id)
+    )
+    return {str(id_): amount for id_, amount in session.execute(query, {"ids": line_ids})}
 
 
 def given_up_among(session: Session, invoice_ids: Collection[str]) -> set[str]:

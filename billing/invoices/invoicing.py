@@ -24,9 +24,10 @@ from billing.invoices.due import (
     billables_of,
     due_of,
     earlier_of,
-    given_up_among,
     look_ahead,
+    may_be_waived,
     payers_of,
+    uncharged_among,
     used_by,
 )
 from billing.invoices.invoice import Invoice, InvoiceLine, lines_by_identity
@@ -85,12 +86,12 @@ def _drafts(
 
 
 def _give_up(session: Session, invoices: Sequence[Invoice], now: datetime) -> None:
-    """What takes back what was given up is given up, too: it undoes that, and nobody sees it."""
+    """What undoes what was given up is given up, too, and nobody sees it."""
     if not invoices:
         return
     for invoice in invoices:
         invoice.status, invoice.deleted_at = "deleted", now
-        invoice.description = "Takes back what was given up"
+        invoice.description = "Belongs to what was given up"
     tax_and_sum_up(session, invoices, now=now)
     number_drafts(session, invoices)
     session.add_all(invoices)
@@ -315,13 +316,18 @@ def _remove(session: Session, one: _Again) -> None:
 
 
 def _waived(session: Session, every: Sequence[_Again], now: datetime) -> list[Invoice]:
-    """What takes back what was given up, apart from what really is given back, which stays on its draft."""
-    back = [one for one in every if one.rate and one.newest and one.before and one.row.totals.total < 0]
-    given_up = given_up_among(session, {line.invoice_id for one in back for line in one.before})
+    """What nobody was charged, apart from what really is charged or given back, which stays on its draft."""
+    some = [
+        one
+        for one in every
+        if one.rate and one.newest
+        if may_be_waived(one.row.totals.total, metered=one.row.usage is not None)
+    ]
+    uncharged = uncharged_among(session, [one.before for one in some])
     undone: list[tuple[_Again, DueLine]] = []
-    for one in back:
-        free = [line for line in one.before if line.invoice_id in given_up and line.released_at is None]
-        lines = waive(one.rate, one.before, free) if free and one.rate else []
+    for one in some:
+        given_up, credited = uncharged(one.before)
+        lines = waive(one.rate, one.before, given_up, credited) if one.rate and (given_up or credited) else []
         undone += [(one, line) for line in lines if line.waived]
         if not (rest := [line for line in lines if not line.waived]) and lines:
             _remove(session, one)

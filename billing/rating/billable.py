@@ -4,7 +4,7 @@ Billing is a difference: a line bills what its charge comes to by now, less what
 Late usage, a price that was cut short and a credit are the same thing, with another sign.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
@@ -16,7 +16,7 @@ from billing.rating.rater import DetailedLine, Rating, Terms, Totals, difference
 from billing.rating.timeline import Charge
 from catalog.price import FlatPrice, Price
 from catalog.rate_card import RateCard
-from metering.exact import EXACT, plain
+from metering.exact import EXACT, plain, total
 from metering.ids import derived_id
 from metering.period import Period
 
@@ -214,26 +214,75 @@ def waive(
     rate: Callable[[Sequence[BilledLine]], DueLine],
     earlier: Sequence[BilledLine],
     given_up: Sequence[BilledLine],
+    credited: Decimal = Decimal(0),
 ) -> list[DueLine]:
-    """What `rate` says after the `earlier` lines, of which some were `given_up` and so never charged.
+    """What `rate` says after the `earlier` lines, of which some were `given_up` and so never charged, and of
+    the others so much was `credited` by hand.
 
-    What takes back undoes those first, over no time. The rest, if it is more than that, is a line of its own.
+    Nobody gets back what was given up, or more than was charged; nobody pays for a fee that was given up when
+    it comes back. Such a part is undone first, over no time. The rest, if there is one, is a line of its own.
     """
-    line, waived = rate(earlier), [detail for one in given_up for detail in one.details]
-    back, free = line.totals.total, totals_of(waived).total
-    if back >= 0 or free <= 0:
+    line = rate(earlier)
+    undone = _undone(line, _never_charged(line, given_up))
+    rest = rate([*earlier, _Undone.of(undone)]) if undone.details else line
+    charged = [one for one in earlier if one.released_at is None and one not in given_up]
+    if credited and (over := _beyond(rest, charged, credited)) > 0:
+        undone = _undone(line, (*undone.details, *_part(rest.details, over)))
+        rest = rate([*earlier, _Undone.of(undone)])
+    if not undone.details:
         return [line]
-    if EXACT.add(back, free) >= 0:
+    if EXACT.multiply(rest.totals.total, line.totals.total) <= 0:
         return [replace(line, waived=True)]
-    undone = replace(
+    return [undone, rest]
+
+
+def _undone(line: DueLine, details: tuple[DetailedLine, ...]) -> DueLine:
+    return replace(
         line,
         period=Period(start=line.period.start, end=line.period.start),
         last=False,
-        rating=replace(line.rating, details=difference((), waived)),
+        rating=replace(line.rating, details=details),
         waived=True,
         first=False,
     )
-    return [undone, rate([*earlier, _Undone.of(undone)])]
+
+
+def _never_charged(line: DueLine, given_up: Sequence[BilledLine]) -> tuple[DetailedLine, ...]:
+    """What the line takes back of what was given up, or of a fee what it brings back."""
+    amount = line.totals.total
+    if amount > 0 and line.billable.metered:  # as likely it is usage that nobody knew
+        return ()
+    some = given_up if amount < 0 else _not_restored(given_up)
+    reverse = difference((), [detail for one in some for detail in one.details])
+    return reverse if EXACT.multiply(totals_of(reverse).total, amount) > 0 else ()
+
+
+def _not_restored(given_up: Sequence[BilledLine]) -> list[BilledLine]:
+    """What took back, since the last one that made up for it."""
+    found: list[BilledLine] = []
+    left = Decimal(0)
+    for one in given_up:
+        left = EXACT.add(left, totals_of(one.details).total)
+        found.append(one)
+        if left >= 0:
+            found, left = [], Decimal(0)
+    return found
+
+
+def _beyond(line: DueLine, charged: Sequence[BilledLine], credited: Decimal) -> Decimal:
+    """By how much it would give back more than there is."""
+    billed = total(totals_of(one.details).total for one in charged)
+    there = max(Decimal(0), EXACT.subtract(billed, credited))
+    return EXACT.subtract(-line.totals.total, there)
+
+
+def _part(details: Sequence[DetailedLine], amount: Decimal) -> Iterator[DetailedLine]:
+    """Of what they give back so much, as money without units."""
+    for detail in details:
+        taken = min(amount, max(Decimal(0), -detail.total))
+        amount = EXACT.subtract(amount, taken)
+        if taken:
+            yield replace(detail, quantity=Decimal(0), amount=-taken, discounts=())
 
 
 def _latest_release(earlier: Sequence[BilledLine]) -> datetime | None:
