@@ -5,7 +5,6 @@ from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
-import httpx
 import pytest
 from sqlalchemy.orm import Session
 
@@ -22,7 +21,6 @@ from metering.errors import InvalidError
 from metering.period import Period
 from tests.billing_clock import bill_until, ledger, wrong
 from tests.builders import START, a_customer, a_metered_feature, a_plan, at, fee, phase, sign_up, spent, store
-from tests.server import assert_problem
 from tests.test_invoice_update import a_card, flat, kept, refused_lines, update
 
 FEBRUARY = at("2026-02-01")
@@ -166,22 +164,6 @@ def test_what_was_voided_and_waits_again_is_taken_back(session: Session) -> None
     bill_until(session, at("2026-02-02"))
     assert [row[:22] for row in ledger(session)] == ["2026-01-01 voided 5.00"]
     assert wrong(session, at("2026-02-02")) == []
-
-
-def test_over_http_the_id_is_that_of_the_gathering_invoice(client: httpx.Client) -> None:
-    payer = client.post("/api/v1/customers", json={"name": "Ada", "key": "takes-back"}).json()
-    path = "/api/v1/billing/customers/takes-back/invoices/pending-lines"
-    month = {"from": "2026-01-01T00:00:00Z", "to": "2026-02-01T00:00:00Z"}
-    card = {"price": {"type": "flat", "amount": "5"}}
-    line = {"name": "Setup", "period": month, "invoiceAt": "2090-01-01T00:00:00Z", "rateCard": card}
-    made = client.post(path, json={"currency": "USD", "lines": [line]}).json()
-    answer = client.put(f"/api/v1/billing/invoices/{made['invoice']['id']}", json=made["invoice"])
-    problem = assert_problem(answer, 400, "invoice_cannot_be_edited")
-    assert "DELETE" in problem["extensions"]["validationErrors"][0]["hint"]
-    deleted = client.delete(f"{path}/{made['lines'][0]['id']}")
-    assert (deleted.status_code, deleted.content) == (204, b"")
-    assert_problem(client.delete(f"{path}/{made['lines'][0]['id']}"), 404)
-    assert client.get(f"/api/v1/billing/invoices?customers={payer['id']}").json()["items"] == []
 
 
 # -- The run -------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from api.http.body import Body, ExactRoute, Instant, Metadata
 from api.http.invoice_body import InvoiceBody, LineBody, UsageBasedRateCard
 from api.http.invoices import bodies_of
 from api.http.session import Now, Transaction
-from api.http.simulation import PeriodInput
+from api.http.simulation import PeriodInput, refuse_contradictions, taxed
 from api.http.stored_invoice import gathering_body
 from billing.contracts.customer import get_customer
 from billing.contracts.pending import PendingLine, WantedLine, add_pending_lines
@@ -153,7 +153,10 @@ def void(session: Transaction, now: Now, invoiceId: str, body: VoidInvoiceAction
 
 
 class PendingLineCreate(Body):
-    """`price` and `featureKey` beside the rate card are OpenMeter's older form of it."""
+    """`price`, `featureKey` and `taxConfig` beside the rate card are OpenMeter's older form of it.
+
+    Who sends both sends the same; tax may be said in either place.
+    """
 
     name: Annotated[str, StringConstraints(min_length=1, max_length=256)]
     description: Annotated[str, StringConstraints(max_length=1024)] | None = None
@@ -166,10 +169,13 @@ class PendingLineCreate(Body):
     rate_card: UsageBasedRateCard | None = None
 
     @property
+    def card(self) -> UsageBasedRateCard:
+        sent = self.rate_card or UsageBasedRateCard(price=self.price, feature_key=self.feature_key)
+        return taxed(sent, self.tax_config)
+
+    @property
     def wanted(self) -> WantedLine:
-        card = self.rate_card or UsageBasedRateCard(
-            price=self.price, feature_key=self.feature_key, tax_config=self.tax_config
-        )
+        card = self.card
         return WantedLine(
             rate_card=rate_card.UsageBasedRateCard(
                 type="usage_based",
@@ -193,6 +199,12 @@ class PendingLinesCreate(Body):
     currency: str
     lines: Annotated[list[PendingLineCreate], Field(min_length=1, max_length=1000)]
 
+    @property
+    def wanted(self) -> list[WantedLine]:
+        """Raises InvalidError if a line says something beside its rate card and otherwise."""
+        refuse_contradictions((line, line.card) for line in self.lines)
+        return [line.wanted for line in self.lines]
+
 
 class PendingLinesCreated(Body):
     lines: list[LineBody]
@@ -215,8 +227,7 @@ def create_pending_lines(
     """Add lines by hand to what the customer is billed next."""
     customer = get_customer(session, customerId, lock=True)
     before = gathering_invoices(session, [customer], at=now)
-    wanted = [line.wanted for line in body.lines]
-    added = add_pending_lines(session, customer, currency=body.currency, lines=wanted, now=now)
+    added = add_pending_lines(session, customer, currency=body.currency, lines=body.wanted, now=now)
     latest = max((line.period_start for line in added), default=now)
     (gathering,) = gathering_invoices(session, [customer], at=max(now, latest))
     invoice = gathering_body(gathering, now, lines=True)

@@ -12,7 +12,7 @@ from api.http.body import RESOURCE, Body, ExactRoute, Instant, Metadata
 from api.http.invoice_body import InvoiceBody, Party, UsageBasedRateCard
 from api.http.invoices import bodies_of
 from api.http.session import Now, Transaction
-from api.http.simulation import PeriodInput
+from api.http.simulation import PeriodInput, refuse_contradictions, taxed
 from billing.invoices import update as invoice_update
 from billing.invoices.gathering import customer_of_gathering
 from billing.invoices.invoice import Invoice, InvoiceNotFoundError, get_invoice
@@ -101,7 +101,8 @@ COMPUTED = frozenset(
 class InvoiceLineReplace(Body):
     """`price`, `featureKey` and `taxConfig` beside the rate card are OpenMeter's older form of it.
 
-    Of a line that is there, what is not sent of them stays as it is; a rate card is replaced whole.
+    Who sends both sends the same; tax may be said in either place. Of a line that is there, what is not sent
+    of them stays as it is; a rate card is replaced whole.
     """
 
     READ_ONLY = (RESOURCE - {"id"}) | COMPUTED
@@ -126,27 +127,31 @@ class InvoiceLineReplace(Body):
             metadata=self.metadata,
             period=Period(start=self.period.from_, end=self.period.to),
             invoice_at=self.invoice_at,
-            card=self._card,
+            card=self._card_value,
             tax_config=self.tax_config,
         )
 
     @property
-    def _card(self) -> UsageCard | None:
-        sent = self.rate_card
-        if sent is None:
-            if self.price is None:
-                return None
-            sent = UsageBasedRateCard(price=self.price, feature_key=self.feature_key)
+    def card(self) -> UsageBasedRateCard | None:
+        if self.rate_card is None and self.price is None:
+            return None
+        sent = self.rate_card or UsageBasedRateCard(price=self.price, feature_key=self.feature_key)
+        return taxed(sent, self.tax_config)
+
+    @property
+    def _card_value(self) -> UsageCard | None:
+        if (card := self.card) is None:
+            return None
         return UsageCard(
             type="usage_based",
-            key=sent.feature_key or "manual",
+            key=card.feature_key or "manual",
             name=self.name,
-            feature_key=sent.feature_key,
-            tax_config=sent.tax_config or self.tax_config,
+            feature_key=card.feature_key,
+            tax_config=card.tax_config,
             billing_cadence="P1M",
-            price=sent.price,
-            discounts=sent.discounts.value if sent.discounts else None,
-            unit_config=sent.unit_config,
+            price=card.price,
+            discounts=card.discounts.value if card.discounts else None,
+            unit_config=card.unit_config,
         )
 
 
@@ -182,6 +187,8 @@ class InvoiceReplaceUpdate(Body):
     workflow: WorkflowReplace
 
     def of(self, invoice: Invoice) -> InvoiceUpdate:
+        """Raises InvalidError if a line says something beside its rate card and otherwise."""
+        refuse_contradictions((line, line.card) for line in self.lines)
         return InvoiceUpdate(
             description=self.description,
             metadata=self.metadata,

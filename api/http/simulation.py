@@ -4,7 +4,7 @@ OpenMeter's shape; `groups`, `events` and the rate card's `unitConfig` are our o
 feature or meter is asked: the caller brings the quantities.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Self
@@ -34,12 +34,12 @@ from billing.rating.rater import NO_DISCOUNTS, Rating
 from billing.rating.simulation import EventUsage, GroupUsage, InvalidSimulationError, SimulatedLine, simulate
 from catalog.price import Price
 from catalog.tax import TaxConfig
-from metering.errors import Issue
+from metering.errors import InvalidError, Issue
 from metering.ids import derived_id
 from metering.period import Period
 from metering.wire import Numeric, camel
 
-__all__ = ["router"]
+__all__ = ["PeriodInput", "refuse_contradictions", "router", "taxed"]
 
 router = APIRouter(prefix="/api/v1/billing/customers", tags=["Invoices"], route_class=ExactRoute)
 
@@ -122,7 +122,7 @@ def simulate_invoice(
     """What the customer would be billed for these lines."""
     customer = get_customer(session, customerId)
     customer.require_living()
-    if issues := [issue for i, line in enumerate(body.lines) for issue in _contradictions(line, i)]:
+    if issues := [issue for i, line in enumerate(body.lines) for issue in _issues(line, f"$.lines[{i}]")]:
         raise InvalidSimulationError(issues[0].message, *issues)
     profile = profiles_of(session, [customer.id])[customer.id]
     return invoice_response(_invoice(customer, profile, body, now))
@@ -158,16 +158,16 @@ def _invoice(
     }
 
 
-def _contradictions(line: InvoiceSimulationLine, i: int) -> Iterator[Issue]:
-    """To follow one of two would be to ignore the other."""
-    path, card = f"$.lines[{i}]", line.rate_card
-    if card is None:
-        if line.price is None:
-            hint = "Its price may be null, which is free."
-            yield Issue(
-                code="field_required", message="this is required", field=f"{path}.rateCard", hint=hint
-            )
-        return
+def _issues(line: InvoiceSimulationLine, path: str) -> Iterator[Issue]:
+    if line.rate_card is not None:
+        yield from _contradictions(line, line.rate_card, path)
+    elif line.price is None:
+        hint = "Its price may be null, which is free."
+        yield Issue(code="field_required", message="this is required", field=f"{path}.rateCard", hint=hint)
+
+
+def _contradictions(line: Body, card: UsageBasedRateCard, path: str) -> Iterator[Issue]:
+    """What a line says beside its rate card, and otherwise: to follow one would be to ignore the other."""
     for field in DEPRECATED:
         if field not in line.model_fields_set:
             continue
@@ -176,6 +176,23 @@ def _contradictions(line: InvoiceSimulationLine, i: int) -> Iterator[Issue]:
             message = f"{name} is not what the rate card says"
             hint = f"It is deprecated here: say it in rateCard.{name} only."
             yield Issue(code="rate_card_contradicted", message=message, field=f"{path}.{name}", hint=hint)
+
+
+def refuse_contradictions(lines: Iterable[tuple[Body, UsageBasedRateCard | None]]) -> None:
+    """Of the lines of a body, each with its rate card: for those that are to be written."""
+    issues = [
+        issue
+        for i, (line, card) in enumerate(lines)
+        if card is not None
+        for issue in _contradictions(line, card, f"$.lines[{i}]")
+    ]
+    if issues:
+        raise InvalidError(issues[0].message, *issues)
+
+
+def taxed(card: UsageBasedRateCard, beside: TaxConfig | None) -> UsageBasedRateCard:
+    """With the tax that its line says beside it, unless it says one itself."""
+    return card.model_copy(update={"tax_config": card.tax_config or beside})
 
 
 def _card(line: InvoiceSimulationLine) -> UsageBasedRateCard:
