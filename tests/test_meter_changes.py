@@ -156,15 +156,17 @@ def test_a_running_contract_keeps_it_and_an_ended_one_as_long_as_late_usage_is_b
     drop_type(session, now=last_day)
 
 
-def test_a_line_by_hand_keeps_it_until_it_is_invoiced(session: Session) -> None:
+def test_a_line_by_hand_keeps_it_as_long_as_its_usage_is_looked_for(session: Session) -> None:
     a_metered_feature(session)
     month = Period(start=START, end=at("2026-02-01"))
     wanted = WantedLine(rate_card=told_apart(), period=month, invoice_at=at("2026-02-01"))
     customer = a_customer(session, "ada")
     store(session, spent("ada", 7, "2026-01-08"))
     (line,) = add_pending_lines(session, customer, currency="USD", lines=[wanted], now=START)
-    assert in_the_way(session) == [f"the price of the line {line.id}, which was added by hand,"]
-    bill_until(session, NOW)
+    for today in ("2026-01-02", "2026-02-02", "2026-04-02"):
+        bill_until(session, at(today))
+        assert in_the_way(session) == [f"the price of the line {line.id}, which was added by hand,"]
+    bill_until(session, at("2026-04-05"))
     drop_type(session)
 
 
@@ -175,11 +177,14 @@ def test_a_draft_keeps_it_until_it_is_given_up(session: Session) -> None:
     month = Period(start=START, end=at("2026-02-01"))
     wanted = WantedLine(rate_card=told_apart(), period=month, invoice_at=at("2026-02-01"))
     customer = a_customer(session, "ada")
-    add_pending_lines(session, customer, currency="USD", lines=[wanted], now=START)
+    (line,) = add_pending_lines(session, customer, currency="USD", lines=[wanted], now=START)
     invoice_now(session, customer.id, now=NOW)
     (draft,) = invoices_of(session)
-    assert in_the_way(session) == [f"a price on the draft {draft.number}"]
+    by_hand = f"the price of the line {line.id}, which was added by hand,"
+    assert in_the_way(session) == [by_hand, f"a price on the draft {draft.number}"]
     delete_invoice(session, draft.id, now=NOW)
+    assert in_the_way(session) == [by_hand]
+    bill_until(session, at("2026-04-05"))
     drop_type(session)
 
 
