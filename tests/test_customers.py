@@ -1,5 +1,6 @@
 from dataclasses import replace
 from datetime import datetime, timedelta
+from decimal import Decimal
 
 import pytest
 from sqlalchemy import Engine, text
@@ -22,8 +23,13 @@ from billing.contracts.customer_changes import (
     delete_customer,
     update_customer,
 )
+from billing.contracts.pending import PendingLine, WantedLine, add_pending_lines
 from billing.contracts.subscriptions import create_subscription
+from catalog.price import FlatPrice
+from catalog.rate_card import UsageBasedRateCard
 from metering.errors import InvalidError
+from metering.period import Period
+from tests.billing_clock import bill_until
 from tests.builders import (
     START,
     a_customer,
@@ -97,7 +103,10 @@ def test_a_key_that_is_also_given_as_a_subject_is_owned_once_and_stays_in_its_pl
 
 def test_all_that_is_wrong_with_a_customer_is_reported_at_once(session: Session) -> None:
     details = CustomerDetails(
-        name="Acme", key="01HZY3V5KQWZ8M4T6R9BNC2XDE", currency="XXX", subject_keys=("a", "b", "a")
+        name="Acme",
+        key="01HZY3V5KQWZ8M4T6R9BNC2XDE",
+        currency="XXX",
+        subject_keys=("a", "b", "a"),
     )
     with pytest.raises(InvalidError) as caught:
         create_customer(session, details, now=START)
@@ -201,6 +210,35 @@ def test_an_update_is_refused_a_subject_of_another(session: Session, now: dateti
 def test_an_update_without_a_currency_keeps_it(session: Session, now: datetime) -> None:
     customer = create_customer(session, replace(ACME, currency="EUR"), now=START)
     assert update(session, customer, ACME, now).currency == "EUR"
+    assert update(session, customer, replace(ACME, currency="USD"), now).currency == "USD"
+
+
+def a_line_by_hand(session: Session, customer: Customer) -> PendingLine:
+    price = FlatPrice(type="flat", amount=Decimal(100))
+    card = UsageBasedRateCard(
+        type="usage_based", key="setup", name="setup", billing_cadence="P1M", price=price
+    )
+    line = WantedLine(rate_card=card, period=Period(start=START, end=START), invoice_at=START)
+    locked = get_customer(session, customer.id, lock=True)
+    (added,) = add_pending_lines(session, locked, currency="USD", lines=[line], now=START)
+    return added
+
+
+@pytest.mark.parametrize("billed", [False, True])
+def test_the_currency_stays_once_a_line_was_added_by_hand(
+    session: Session, now: datetime, billed: bool
+) -> None:
+    customer = create_customer(session, ACME, now=START)
+    line = a_line_by_hand(session, customer)
+    if billed:
+        bill_until(session, now)
+        assert line.next_billing_at is None
+    with pytest.raises(CustomerInUseError) as caught:
+        update(session, customer, replace(ACME, currency="EUR"), now)
+    assert [(issue.code, issue.field) for issue in caught.value.issues] == [
+        ("currency_mismatch", "$.currency")
+    ]
+    assert caught.value.issues[0].hint
     assert update(session, customer, replace(ACME, currency="USD"), now).currency == "USD"
 
 

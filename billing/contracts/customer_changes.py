@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import select, update
+from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session
 
 from billing.contracts.customer import Address, Customer, SubjectOwner, address_issues
@@ -73,7 +73,7 @@ def update_customer(
     customer.require_living()
     hint = why_kept(session, customer, now)
     issues = [] if hint is None else taken_away(customer, details, hint=hint)
-    issues += _currency_changes(customer, details) if has_subscription(session, customer.id) else []
+    issues += _currency_changes(customer, details) if _is_billed(session, customer) else []
     if issues:
         raise CustomerInUseError(issues[0].message, *issues)
     return _write(session, customer, details, now)
@@ -155,12 +155,19 @@ def taken_away(customer: Customer, details: CustomerDetails, *, hint: str) -> li
     ]
 
 
+def _is_billed(session: Session, customer: Customer) -> bool:
+    """Whether there ever was a subscription, or a line added by hand."""
+    added = exists().where(PendingLine.customer_id == customer.id)
+    return has_subscription(session, customer.id) or bool(session.scalar(select(added)))
+
+
 def _currency_changes(customer: Customer, details: CustomerDetails) -> list[Issue]:
-    """What a subscription billed, or still bills, stays in its currency."""
+    """What was billed, or is still to be billed, stays in its currency."""
     if customer.currency is None or details.currency in (None, customer.currency):
         return []
     message = f"the customer is billed in {customer.currency}"
-    return [Issue(code="currency_mismatch", message=message, field="$.currency")]
+    hint = "Leave it out. Who is to pay in another currency is another customer."
+    return [Issue(code="currency_mismatch", message=message, field="$.currency", hint=hint)]
 
 
 def _write(session: Session, customer: Customer, details: CustomerDetails, now: datetime) -> Customer:
