@@ -9,24 +9,29 @@ from sqlalchemy.orm import Session
 from billing.contracts.customer import Address
 from billing.contracts.edits import RemoveItem
 from billing.contracts.subscription_changes import edit_subscription
-from billing.invoices.actions import act
+from billing.invoices.actions import act, invoice_now
 from billing.invoices.gathering import gathering_invoices
 from billing.invoices.invoice import Invoice, get_invoice
 from billing.invoices.invoice_tax import RATE_MISSING
+from billing.invoices.update import recalculate_tax
 from billing.profiles.customer_overrides import pin_profile
 from billing.profiles.profile import get_profile
 from billing.profiles.profile_changes import ProfileApps, ProfileDetails, create_profile
 from billing.profiles.workflow import InvoicingSettings, TaxSettings
-from billing.taxes.tax_rates import TaxRate, TaxRateDetails, create_tax_rate, delete_tax_rate
-from tests.billing_clock import bill_until, invoices_of
+from billing.taxes.tax_rates import TaxRate, TaxRateDetails, create_tax_rate, delete_tax_rate, update_tax_rate
+from tests.billing_clock import bill_until, invoices_of, wrong
 from tests.builders import (
     START,
     a_customer,
+    a_metered_feature,
     a_plan,
     at,
     fee,
+    per_unit,
     phase,
     sign_up,
+    spent,
+    store,
 )
 
 GERMAN = TaxRateDetails(name="VAT", country="DE", percent=Decimal(19), valid_from=START)
@@ -97,3 +102,41 @@ def test_where_taxes_are_enforced_a_draft_that_lost_its_rate_is_not_issued(
     # 31, and 10 x 1/31 = 0.32; 19 % of each are 5.89 and 0.06
     assert (draft.status, draft.totals.total) == ("paid", Decimal("37.27"))
     assert draft.validation_issues == []
+
+
+def two_drafts(session: Session) -> list[Invoice]:
+    """10 tokens on a draft, and on another one 4 of them back, both waiting for approval."""
+    a_metered_feature(session)
+    set_workflow(session, invoicing=InvoicingSettings(auto_advance=False))
+    customer = a_customer(session, "ada")
+    customer.billing_address = Address(country="DE")
+    sign_up(session, customer, a_plan(session, phase(per_unit("10"))))
+    for tokens, day in [(10, "05"), (-4, "10")]:
+        store(session, spent("ada", tokens, f"2026-01-{day}"))
+        invoice_now(session, customer.id, progressive=True, now=at(f"2026-01-{day}T01:00"))
+        bill_until(session, at(f"2026-01-{day}T03:00"))
+    return drafts(session)
+
+
+@pytest.mark.parametrize("issued", [True, False])
+def test_a_line_keeps_its_tax_when_a_later_one_goes_on_from_there(session: Session, issued: bool) -> None:
+    rate = german(session)
+    first, back = two_drafts(session)
+    assert [one.totals.total for one in (first, back)] == [119, Decimal("-47.60")]
+    if issued:
+        act(session, back.id, "approve", now=at("2026-01-11"))
+    update_tax_rate(session, rate.id, replace(GERMAN, percent=Decimal(20)), now=at("2026-01-12"))
+    recalculate_tax(session, first.id, now=at("2026-01-12"))
+    for one in (first, back)[: 1 if issued else 2]:
+        act(session, one.id, "approve", now=at("2026-01-13"))
+    assert [one.totals.total for one in (first, back)] == [119, Decimal("-47.60")]
+    assert wrong(session, at("2026-01-14")) == []
+
+
+def test_a_line_that_lacked_a_rate_is_taxed_all_the_same(session: Session) -> None:
+    set_workflow(session, tax=TaxSettings(enforced=True))
+    first, back = two_drafts(session)
+    assert (first.status, first.totals.total, back.totals.total) == ("draft.invalid", 100, -40)
+    german(session)
+    act(session, first.id, "retry", now=at("2026-01-12"))
+    assert (first.status, first.totals.total) == ("draft.manual_approval_needed", 119)

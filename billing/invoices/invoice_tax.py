@@ -11,10 +11,12 @@ from decimal import Decimal
 from functools import cache
 from typing import Any
 
-from sqlalchemy.orm import Session
+from sqlalchemy import and_, not_, select
+from sqlalchemy.orm import Session, aliased
 
 from billing.contracts.customer import Address
 from billing.invoices.invoice import Invoice, InvoiceLine, lines_by_identity
+from billing.invoices.state import EDITABLE
 from billing.rating.rater import Totals, add_totals, totals_of
 from billing.taxes.tax import LineTax, Taxation, TaxedAmount, codes_of, new_of, rate_of, resolve, taxes_of
 from billing.taxes.tax_rates import TaxRate, any_tax_rate, rates_in
@@ -40,11 +42,15 @@ Rates = Mapping[str, Sequence[TaxRate]]
 
 
 def tax_and_sum_up(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
-    """Tax what was rated, by the rates as they are now, and note what has no rate."""
+    """Tax what was rated, by the rates as they are now, and note what has no rate.
+
+    A line that another is the difference to keeps its tax, unless it lacked one: that goes on from there.
+    """
     rates = rates_in(session, {country for invoice in invoices if (country := _country(invoice))})
     earlier = _earlier(session, invoices)
+    fixed = _gone_on_from(session, invoices) - _untaxed(invoices)
     missing: dict[str, list[InvoiceLine]] = {invoice.id: [] for invoice in invoices}
-    every = [(invoice, line) for invoice in invoices for line in invoice.lines]
+    every = [(invoice, line) for invoice in invoices for line in invoice.lines if line.id not in fixed]
     for invoice, line in sorted(every, key=lambda one: one[1].sequence):
         before = taxed_amounts(one for one in earlier.get(line.identity, ()) if one.sequence < line.sequence)
         taxation = _taxation(invoice, line, rates) if invoice.workflow.tax.enabled else None
@@ -93,6 +99,26 @@ def _earlier(session: Session, invoices: Sequence[Invoice]) -> Mapping[str, Sequ
     return {name: [line for line in lines if line.released_at is None] for name, lines in found.items()}
 
 
+def _gone_on_from(session: Session, invoices: Sequence[Invoice]) -> set[str]:
+    """Lines, by id, with a later one of their charge on another invoice, which will not be rated anew."""
+    ids = [invoice.id for invoice in invoices if invoice.status not in ("draft.created", "deleted")]
+    if not ids:
+        return set()
+    later = aliased(InvoiceLine)
+    follows = and_(later.identity == InvoiceLine.identity, later.sequence > InvoiceLine.sequence)
+    again = and_(Invoice.status.in_(EDITABLE), Invoice.quantity_snapshotted_at.is_(None))
+    query = select(InvoiceLine.id).join(later, follows).join(Invoice, Invoice.id == later.invoice_id)
+    here, elsewhere = InvoiceLine.invoice_id.in_(ids), later.invoice_id.not_in(ids)
+    return set(session.scalars(query.where(here, elsewhere, not_(again))))
+
+
+def _untaxed(invoices: Iterable[Invoice]) -> set[str]:
+    """Lines, by id, of which it was told that they have no rate."""
+    told = {issue["id"] for invoice in invoices for issue in invoice.validation_issues}
+    every = ((invoice, line) for invoice in invoices if invoice.validation_issues for line in invoice.lines)
+    return {line.id for invoice, line in every if _issue_id(invoice, line) in told}
+
+
 def _where(invoice: Invoice) -> Address:
     return invoice.customer.addresses[0] if invoice.customer.addresses else Address()
 
@@ -138,7 +164,7 @@ def _tell(invoice: Invoice, missing: Sequence[InvoiceLine], now: datetime) -> No
 
 def _issue(invoice: Invoice, line: InvoiceLine, now: datetime) -> dict[str, Any]:
     return {
-        "id": derived_id(invoice.id, RATE_MISSING, line.id),
+        "id": _issue_id(invoice, line),
         "created_at": now.isoformat(),
         "updated_at": now.isoformat(),
         "severity": "critical" if invoice.workflow.tax.enforced else "warning",
@@ -147,6 +173,10 @@ def _issue(invoice: Invoice, line: InvoiceLine, now: datetime) -> dict[str, Any]
         "field": f"$.lines[{line.position}].taxConfig",
         "message": _message(invoice, line),
     }
+
+
+def _issue_id(invoice: Invoice, line: InvoiceLine) -> str:
+    return derived_id(invoice.id, RATE_MISSING, line.id)
 
 
 def _message(invoice: Invoice, line: InvoiceLine) -> str:
