@@ -107,12 +107,15 @@ def test_all_that_is_wrong_with_a_customer_is_reported_at_once(session: Session)
         key="01HZY3V5KQWZ8M4T6R9BNC2XDE",
         currency="XXX",
         subject_keys=("a", "b", "a"),
+        billing_address=Address(city="x" * 256, postal_code="1" * 257, phone_number="0" * 1000),
     )
     with pytest.raises(InvalidError) as caught:
         create_customer(session, details, now=START)
     assert [(issue.code, issue.field) for issue in caught.value.issues] == [
         ("currency_invalid", "$.currency"),
         ("invalid_key", "$.key"),
+        ("invalid_length", "$.billingAddress.postalCode"),
+        ("invalid_length", "$.billingAddress.phoneNumber"),
         ("duplicate_subject", "$.usageAttribution.subjectKeys[2]"),
     ]
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import astuple, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from html import unescape
@@ -13,12 +13,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 from pypdf import PdfReader
 from sqlalchemy.orm import Session
 
 from api.documents.html import TemplateBrokenError, render_html
 from api.documents.pdf import render_pdf
-from billing.contracts.customer import Address, Customer
+from billing.contracts.customer import (
+    LONGEST_ADDRESS,
+    LONGEST_LINE,
+    Address,
+    Customer,
+    address_issues,
+)
 from billing.contracts.customer_changes import CustomerDetails, create_customer
 from billing.invoices.credit_notes import CreditLine, CreditNoteDetails, create_credit_note
 from billing.invoices.invoice import Invoice
@@ -438,6 +445,30 @@ def test_what_is_longer_than_a_page_is_cut_in_the_pdf_and_whole_in_html() -> Non
     document = a_document(a_line(long), customer=long)
     assert "W…" in "".join(pages(document))
     assert long in render_html(document)
+
+
+@pytest.mark.parametrize("wide", ["W", "漢", "\ufdfd"])
+def test_the_longest_address_that_may_be_given_is_printed(wide: str) -> None:
+    part = wide * (LONGEST_ADDRESS // 6)
+    for address in (
+        Address(line1=part, line2=part, postal_code=part, city=part, state=part, phone_number=part),
+        Address(line1=wide * LONGEST_LINE, line2=wide * (LONGEST_ADDRESS - LONGEST_LINE), country="GS"),
+    ):
+        assert not list(address_issues(address, "$"))
+        given = [one for one in astuple(address) if one]
+        party = DocumentParty(name=wide * 256, address=tuple(given), tax_id="W" * 32)
+        document = replace(a_document(a_line("seat")), supplier=party, customer=party)
+        assert render_pdf(document).startswith(b"%PDF")
+
+
+@pytest.mark.parametrize("member", ["line1", "line2", "postal_code", "city", "state", "phone_number"])
+def test_longer_addresses_are_refused_with_their_place(member: str) -> None:
+    (issue,) = address_issues(Address(**{member: "x" * (LONGEST_LINE + 1)}), "$.billingAddress")
+    wire = TypeAdapter(Address).dump_python(Address(**{member: "x"}), by_alias=True, exclude_none=True)
+    assert (issue.code, issue.field) == ("invalid_length", f"$.billingAddress.{next(iter(wire))}")
+    together = Address(line1="x" * LONGEST_LINE, line2="x" * LONGEST_LINE)
+    (issue,) = address_issues(together, "$.billingAddress")
+    assert (issue.code, issue.field) == ("invalid_length", "$.billingAddress")
 
 
 # -- Templates -----------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ from metering.wire import WIRE
 
 __all__ = [
     "COUNTRY",
+    "LONGEST_ADDRESS",
+    "LONGEST_LINE",
     "Address",
     "Customer",
     "CustomerDeletedError",
@@ -42,6 +44,8 @@ __all__ = [
 
 
 COUNTRY = re.compile(r"[A-Z]{2}")
+LONGEST_LINE, LONGEST_ADDRESS = 256, 480
+"""Characters of each part of an address, and of all of them: as many wide letters as go on a page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +62,25 @@ class Address:
 
 
 def address_issues(address: Address, field: str) -> Iterator[Issue]:
-    """What taxes could not be found by."""
+    """What taxes could not be found by, and what no document has room for."""
     if address.country is not None and not COUNTRY.fullmatch(address.country):
         message, hint = f"{address.country!r} is no country", "Write DE, US or the like: ISO 3166."
         yield Issue(code="invalid_country", message=message, field=f"{field}.country", hint=hint)
+    parts = {
+        "postalCode": address.postal_code or "",
+        "state": address.state or "",
+        "city": address.city or "",
+        "line1": address.line1 or "",
+        "line2": address.line2 or "",
+        "phoneNumber": address.phone_number or "",
+    }
+    too_long = [name for name, text in parts.items() if len(text) > LONGEST_LINE]
+    for name in too_long:
+        message, hint = f"this has at most {LONGEST_LINE} characters", "Shorten it."
+        yield Issue(code="invalid_length", message=message, field=f"{field}.{name}", hint=hint)
+    if not too_long and sum(map(len, parts.values())) > LONGEST_ADDRESS:
+        message, hint = f"an address has at most {LONGEST_ADDRESS} characters", "Shorten its parts."
+        yield Issue(code="invalid_length", message=message, field=field, hint=hint)
 
 
 class Customer(Base):
