@@ -11,11 +11,12 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, Literal, Protocol, TypeVar
 
-from sqlalchemy import ColumnElement, Row, Select, func, select, text, true
+from sqlalchemy import ColumnElement, Row, Select, exists, func, select, text, true
 from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import InstrumentedAttribute, Session, selectinload
 
 from billing.contracts.customer import Customer, customers_by_id
+from billing.contracts.pending import PendingLine
 from billing.contracts.subscriptions import Subscription, subscriptions_of
 from billing.invoices.due import LATE, billable_of, collected_at
 from billing.invoices.invoice import Invoice, InvoiceLine, lines_by_identity
@@ -23,9 +24,10 @@ from billing.profiles.profile import BillingProfile, profiles_of
 from billing.proof.disposition import Reason
 from billing.proof.replay import replay
 from billing.proof.unbilled import UnbilledQuery, WindowTooLongError, count_unbilled
-from billing.rating.billable import usage_from
+from billing.proof.unfinished import Unfinished, not_said
+from billing.rating.billable import Billable, usage_from
 from billing.rating.metered import Demand, usage_of
-from billing.rating.timeline import charges
+from billing.rating.timeline import Charge, charges
 from catalog.features import Feature, features_by_id
 from metering.errors import ConflictError, Issue, TollgateError
 from metering.exact import plain
@@ -84,7 +86,7 @@ def audit(
     longest. Nothing else is left out.
     """
     session.execute(text("SET LOCAL statement_timeout = 0"))
-    found = _by_sql(session, _CHECKS, None, tell)
+    found = _by_sql(session, _CHECKS, None, tell, now)
     for step, check in _STEPS.items():
         found += islice(check(session, _Scope(now=now, since=since, tell=tell, step=step)), MOST)
     return found
@@ -92,7 +94,7 @@ def audit(
 
 def audit_after_run(session: Session, invoice_ids: Collection[str]) -> list[Finding]:
     """What contradicts itself in these invoices and in the other lines of what they bill."""
-    return _by_sql(session, _OF_INVOICES, list(invoice_ids), _untold) if invoice_ids else []
+    return _by_sql(session, _OF_INVOICES, list(invoice_ids)) if invoice_ids else []
 
 
 def require_sound(session: Session, invoice_ids: Collection[str]) -> None:
@@ -116,7 +118,10 @@ class _Scope:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """`sql` selects the ids that the sentence names, and what else it says. `{some}` narrows it."""
+    """`sql` selects the ids that the sentence names, what else it says, and perhaps a severity.
+
+    `{some}` narrows it.
+    """
 
     code: str
     sentence: str
@@ -256,6 +261,42 @@ _SERVICES = _Check(
     WHERE service_end > following ORDER BY identity""",
 )
 
+_NET = "{0}.amount + {0}.charges - {0}.discounts"
+
+_GIVEN_BACK = _Check(
+    "more_given_back_than_billed",
+    "of {identity} {billed} was billed in all, and {credited} was given back of that by hand",
+    f"""
+    SELECT touched.identity, sums.billed, notes.credited
+    FROM (SELECT DISTINCT coalesce(c.identity, x.identity) AS identity
+          FROM invoice_lines AS x JOIN invoices AS i ON i.id = x.invoice_id
+          LEFT JOIN invoice_lines AS c ON c.id = x.credited_line_id
+          WHERE {_NET.format("x")} < 0 AND {{some}}) AS touched
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum({_NET.format("l")}) FILTER (WHERE l.released_at IS NULL
+                   AND o.deleted_at IS NULL AND o.voided_at IS NULL
+                   AND (o.issued_at IS NOT NULL OR {_NET.format("l")} > 0)), 0) AS billed,
+               bool_or(CAST(l.usage AS text) ~ '"-[0-9]'
+                   OR CAST(l.rate_card -> 'price' AS text) ~ '"-[0-9]') AS below_zero,
+               max(l.released_at) > max(l.rated_at) AS released
+        FROM invoice_lines AS l JOIN invoices AS o ON o.id = l.invoice_id
+        WHERE l.identity = touched.identity
+    ) AS sums
+    CROSS JOIN LATERAL (
+        SELECT coalesce(-sum({_NET.format("n")}), 0) AS credited
+        FROM invoice_lines AS l JOIN invoice_lines AS n ON n.credited_line_id = l.id
+        JOIN invoices AS o ON o.id = n.invoice_id
+        WHERE l.identity = touched.identity
+          AND o.issued_at IS NOT NULL AND o.deleted_at IS NULL AND o.voided_at IS NULL
+    ) AS notes
+    WHERE sums.billed < notes.credited AND sums.below_zero IS NOT TRUE AND sums.released IS NOT TRUE
+    ORDER BY touched.identity""",
+)
+"""What was issued counts, and of drafts what they charge: what they give back may be changed yet.
+
+A charge that was voided and not looked at since is not judged, nor one with usage of less than nothing.
+"""
+
 _OTHER_CUSTOMER = _Check(
     "line_of_other_customer",
     "line {name!r} of invoice {number} bills what customer {owner} owes to customer {customer}",
@@ -289,9 +330,14 @@ _BY_HAND = _Check(
     "charge_not_billed",
     "what was added by hand as {line} was due on {due:%Y-%m-%d}, and no invoice has it",
     """
-    SELECT p.id AS line, p.customer_id AS customer, p.invoice_at AS due FROM pending_lines AS p
+    SELECT p.id AS line, p.customer_id AS customer, p.invoice_at AS due,
+           CASE WHEN c.deleted_at IS NULL THEN 'error' ELSE 'info' END AS severity
+    FROM pending_lines AS p JOIN customers AS c ON c.id = p.customer_id CROSS JOIN LATERAL (
+        SELECT count(*) FILTER (WHERE l.released_at IS NULL) AS counted, max(l.bill_again_at) AS again
+        FROM invoice_lines AS l WHERE l.identity = 'manual/' || p.id
+    ) AS billed
     WHERE p.next_billing_at IS NULL AND p.deleted_at IS NULL AND {some}
-      AND NOT EXISTS (SELECT FROM invoice_lines AS l WHERE l.identity = 'manual/' || p.id)
+      AND billed.counted = 0 AND coalesce(billed.again <= :now, true)
     ORDER BY p.id""",
 )
 
@@ -325,6 +371,7 @@ _OF_INVOICES = (
     _UNCOVERED,
     _IDENTITY,
     _SERVICES,
+    _GIVEN_BACK,
     _OTHER_CUSTOMER,
     _NOT_ISSUED,
 )
@@ -333,14 +380,19 @@ _IDS = ("invoice", "line", "identity", "subscription", "customer")
 
 
 def _by_sql(
-    session: Session, checks: Sequence[_Check], invoice_ids: Sequence[str] | None, tell: Telling
+    session: Session,
+    checks: Sequence[_Check],
+    invoice_ids: Sequence[str] | None,
+    tell: Telling = _untold,
+    now: datetime | None = None,
 ) -> list[Finding]:
-    some, narrowed = ("true", {}) if invoice_ids is None else ("i.id = ANY(:ids)", {"ids": invoice_ids})
+    some = "true" if invoice_ids is None else "i.id = ANY(:ids)"
+    named = {"ids": invoice_ids, "now": now}
     found: list[Finding] = []
     for done, check in enumerate(checks):
         tell("rows", done, len(checks))
         query = f"{check.sql.replace('{some}', some)} LIMIT {MOST}"
-        found += [_finding(check, row) for row in session.execute(text(query), narrowed)]
+        found += [_finding(check, row) for row in session.execute(text(query), named)]
     tell("rows", len(checks), len(checks))
     return found
 
@@ -348,7 +400,8 @@ def _by_sql(
 def _finding(check: _Check, row: Row[Any]) -> Finding:
     named = dict(row._mapping)  # noqa: SLF001  SQLAlchemy's public name for it
     ids = {name: str(named[name]) for name in _IDS if name in named}
-    return Finding(code=check.code, message=check.sentence.format(**named), ids=ids)
+    severity = named.get("severity", "error")
+    return Finding(code=check.code, message=check.sentence.format(**named), ids=ids, severity=severity)
 
 
 # -- What only the code can say ------------------------------------------------------------------------------
@@ -375,17 +428,29 @@ def _replays(session: Session, scope: _Scope) -> Iterator[Finding]:
 def _contracts(session: Session, scope: _Scope) -> Iterator[Finding]:
     """Every charge that has fallen due has a line, and every line that was not taken back has a charge.
 
-    Who is due to be billed now is passed over: the run will see to it.
+    Who is due to be billed now is passed over: the run will see to it. What a customer owed who was deleted
+    was given up, and is told.
     """
     whose = select(Subscription.customer_id).distinct()
     total = session.scalar(select(func.count()).select_from(whose.subquery())) or 0
     for customer_ids in _portions(session, scope, whose, Subscription.customer_id, total):
         portion = subscriptions_of(session, customer_ids)
-        profiles = profiles_of(session, customer_ids)
+        customers, profiles = customers_by_id(session, customer_ids), profiles_of(session, customer_ids)
         billed = _billed(session, [one.id for one in portion])
+        unfinished: list[Unfinished] = []
         for one in portion:
             if one.next_billing_at is None or one.next_billing_at > scope.now:
-                yield from _of_contract(one, profiles[one.customer_id], billed[one.id])
+                try:
+                    there = _charges(one, billed[one.id], scope.now)
+                except TollgateError as error:
+                    ids = {"subscription": one.id, "customer": one.customer_id}
+                    yield Finding(code="contract_unreadable", message=error.detail, ids=ids)
+                    continue
+                customer, profile = customers[one.customer_id], profiles[one.customer_id]
+                seen = _Seen(one, customer, profile, there, billed[one.id], scope.now)
+                yield from _of_contract(seen)
+                unfinished += seen.unfinished
+        yield from _omitted(session, unfinished, customers)
 
 
 _Billed = Mapping[str, "_Sum"]
@@ -394,44 +459,156 @@ _Billed = Mapping[str, "_Sum"]
 
 @dataclass(frozen=True, slots=True)
 class _Sum:
+    """`counted`: it has lines that were not released; `last`: one of them is its last. `again`: from when on
+    what was released is billed again."""
+
     begins: datetime
+    counted: bool
+    last: bool
+    again: datetime | None
     nothing: bool
+
+    def is_released(self, now: datetime) -> bool:
+        """Whether it is rightly not billed: it was voided, to be billed again later."""
+        return self.again is not None and self.again > now
 
 
 def _billed(session: Session, subscription_ids: Sequence[str]) -> dict[str, dict[str, _Sum]]:
     counts = InvoiceLine.released_at.is_(None)
-    sums = [func.sum(column).filter(counts) for column in _MONEY]
     of = (InvoiceLine.subscription_id, InvoiceLine.identity)
-    query = select(*of, func.min(InvoiceLine.service_start), *sums).group_by(*of)
+    query = select(
+        *of,
+        func.min(InvoiceLine.service_start),
+        func.bool_or(counts),
+        func.bool_or(counts & InvoiceLine.last),
+        func.max(InvoiceLine.bill_again_at),
+        *(func.sum(column).filter(counts) for column in _MONEY),
+    ).group_by(*of)
     query = query.where(InvoiceLine.subscription_id.in_(subscription_ids))
     found: dict[str, dict[str, _Sum]] = {one: {} for one in subscription_ids}
-    for subscription_id, identity, begins, *amounts in session.execute(query):
-        found[str(subscription_id)][identity] = _Sum(begins, not any(amounts))
+    for subscription_id, identity, begins, counted, last, again, *amounts in session.execute(query):
+        found[str(subscription_id)][identity] = _Sum(begins, counted, last, again, not any(amounts))
     return found
 
 
 _MONEY = (InvoiceLine.amount, InvoiceLine.charges, InvoiceLine.discounts)
 
 
-def _of_contract(one: Subscription, profile: BillingProfile, billed: _Billed) -> Iterator[Finding]:
-    """By when it is due again, all that was due before has been billed."""
-    ids = {"subscription": one.id, "customer": one.customer_id}
-    until = one.next_billing_at or one.active_to or one.active_from
+def _charges(one: Subscription, billed: _Billed, now: datetime) -> dict[str, Charge]:
+    """All that begins before it is looked at again, or was billed; of one that is not, until its end."""
+    until = one.next_billing_at or one.active_to or now
     latest = max([until, *(found.begins for found in billed.values())])
-    try:
-        there = {charge.identity: charge for charge in charges(one.contract, until=latest)}
-    except TollgateError as error:
-        yield Finding(code="contract_unreadable", message=error.detail, ids=ids)
-        return
-    for identity, charge in there.items():
-        due = collected_at(charge.invoice_at, profile.workflow)
-        if identity not in billed and (due < until or one.next_billing_at is None):
-            message = f"{identity} was due on {due:%Y-%m-%d}, and no invoice has it"
-            yield Finding(code="charge_not_billed", message=message, ids=ids | {"identity": identity})
-    for identity, found in billed.items():
-        if identity not in there and not found.nothing:
+    return {charge.identity: charge for charge in charges(one.contract, until=latest)}
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A contract for which nothing is due now, what it charges, and what was billed of it."""
+
+    contract: Subscription
+    customer: Customer
+    profile: BillingProfile
+    charges: Mapping[str, Charge]
+    billed: _Billed
+    now: datetime
+
+    def due(self, charge: Charge) -> datetime:
+        return collected_at(charge.invoice_at, self.profile.workflow)
+
+    def is_past(self, charge: Charge) -> bool:
+        """Whether it should have been billed: it was due before anybody looks again."""
+        next_look, due = self.contract.next_billing_at, self.due(charge)
+        return due <= self.now if next_look is None else due < next_look
+
+    @property
+    def unbilled(self) -> list[Charge]:
+        """Charges without a line that counts."""
+        return [
+            charge
+            for identity, charge in self.charges.items()
+            if (found := self.billed.get(identity)) is None
+            or not (found.counted or found.is_released(self.now))
+        ]
+
+    @property
+    def unfinished(self) -> list[Unfinished]:
+        """Charges whose period is over, and whose last line is missing."""
+        if self.customer.deleted_at is not None:
+            return []
+        return [
+            Unfinished(
+                customer_id=self.customer.id,
+                billable=Billable.of(charge),
+                due=max(self.due(charge), charge.period.end),
+            )
+            for identity, found in self.billed.items()
+            if found.counted and not found.last and not found.is_released(self.now)
+            if (charge := self.charges.get(identity)) is not None
+            if charge.period.end <= self.now and self.is_past(charge)
+        ]
+
+
+def _of_contract(seen: _Seen) -> Iterator[Finding]:
+    """By when it is due again, all that was due before has been billed."""
+    one, deleted = seen.contract, seen.customer.deleted_at is not None
+    ids = {"subscription": one.id, "customer": one.customer_id}
+    unbilled = seen.unbilled
+    if one.next_billing_at is None and not deleted and (one.active_to is None or unbilled):
+        status = one.status(seen.now)
+        message = (
+            f"the subscription is {status} and not billed to its end, and no billing run looks at it again"
+        )
+        yield Finding(code="contract_forgotten", message=message, ids=ids)
+    for charge in filter(seen.is_past, unbilled):
+        message = f"{charge.identity} was due on {seen.due(charge):%Y-%m-%d}, and no invoice has it"
+        yield Finding(
+            code="charge_not_billed",
+            message=message,
+            ids=ids | {"identity": charge.identity},
+            severity="info" if deleted else "error",
+        )
+    for identity, found in seen.billed.items():
+        if identity not in seen.charges and not found.nothing:
             message = f"{identity} was billed, and the contract has no such charge"
             yield Finding(code="line_without_charge", message=message, ids=ids | {"identity": identity})
+
+
+def _by_hand(session: Session, scope: _Scope) -> Iterator[Finding]:
+    """What was added by hand, and was billed before its period was over, was billed to its end."""
+    counted = exists().where(InvoiceLine.identity == "manual/" + PendingLine.id)
+    counted = counted.where(InvoiceLine.released_at.is_(None))
+    over = [
+        PendingLine.next_billing_at.is_(None),
+        PendingLine.deleted_at.is_(None),
+        PendingLine.period_end <= scope.now,
+        counted,
+        ~counted.where(InvoiceLine.last),
+    ]
+    total = session.scalar(select(func.count()).select_from(PendingLine).where(*over)) or 0
+    query = select(PendingLine).where(*over)
+    for portion in _portions(session, scope, query, PendingLine.id, total):
+        customers = customers_by_id(session, {line.customer_id for line in portion})
+        unfinished = [
+            Unfinished(
+                customer_id=line.customer_id,
+                billable=line.billable,
+                due=max(line.invoice_at, line.period_end),
+            )
+            for line in portion
+            if customers[line.customer_id].deleted_at is None
+        ]
+        yield from _omitted(session, unfinished, customers)
+
+
+def _omitted(
+    session: Session, unfinished: Sequence[Unfinished], customers: Mapping[str, Customer]
+) -> Iterator[Finding]:
+    for one in not_said(session, unfinished, customers):
+        identity, end = one.billable.identity, one.billable.service.end
+        message = f"{identity} was billed in part, and not to its end on {end:%Y-%m-%d}"
+        ids = {"customer": one.customer_id, "identity": identity}
+        ids |= {"subscription": one.billable.subscription_id} if one.billable.subscription_id else {}
+        yield Finding(code="charge_not_billed", message=message, ids=ids)
 
 
 def _late(session: Session, scope: _Scope) -> Iterator[Finding]:
@@ -556,6 +733,7 @@ def _portions(
 _STEPS: Mapping[str, Callable[[Session, _Scope], Iterator[Finding]]] = {
     "invoices": _replays,
     "contracts": _contracts,
+    "by hand": _by_hand,
     "usage": _late,
     "events": _events,
 }
