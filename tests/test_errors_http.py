@@ -103,6 +103,29 @@ def test_what_is_not_json_is_refused(client: httpx.Client, path: str, kind: str)
     assert "JSON" in assert_problem(answer, 400, "malformed_json")["detail"]
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
+@pytest.mark.parametrize("path", ["/api/v1/meters", "/api/v1/meters/taken/query", "/api/v1/events"])
+def test_only_utf_8_is_read_which_is_what_is_checked(client: httpx.Client, path: str, encoding: str) -> None:
+    """Else what PostgreSQL can't hold would come in by the others, and numbers that take a second each."""
+    body = json.dumps({**METER, "slug": "other", "name": "a\0b"}).encode(encoding)
+    assert_problem(client.post(path, content=body, headers=JSON), 400, "malformed_json")
+
+
+@pytest.mark.parametrize("path", TAKING_JSON)
+@pytest.mark.parametrize(
+    "number", ["1e99999999999999999999", "1e8000000", "-1.5E-99999999999999999999", "1.5", "1"]
+)
+def test_a_body_that_is_but_a_number_is_refused(client: httpx.Client, path: str, number: str) -> None:
+    assert_problem(client.post(path, content=number.encode(), headers=JSON), 400)
+
+
+@pytest.mark.parametrize("number", ["1", "1.5"])
+def test_a_number_is_no_object_that_says_nothing(client: httpx.Client, shop: Shop, number: str) -> None:
+    body = f'{{"customerId": "{shop.owner}", "filters": {number}}}'
+    answer = client.post("/api/v1/billing/invoices/invoice", content=body.encode(), headers=JSON)
+    assert_problem(answer, 400, "model_attributes_type", "$.filters")
+
+
 @pytest.mark.parametrize("path", TAKING_JSON)
 def test_what_is_nested_too_deeply_is_refused(client: httpx.Client, path: str) -> None:
     body = b'{"id": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Container, Coroutine, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, ClassVar
 
 import msgspec
@@ -21,7 +21,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 from starlette.responses import JSONResponse, Response
 
 from metering.errors import InvalidError, Issue
@@ -86,6 +86,8 @@ class Body(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _without_read_only(cls, sent: Any) -> Any:
+        if isinstance(sent, Decimal):  # FastAPI would read its attributes, and find none that is wrong
+            raise PydanticCustomError("model_attributes_type", "Input should be a valid dictionary")
         if isinstance(sent, dict) and cls.READ_ONLY:
             return {name: value for name, value in sent.items() if name not in cls.READ_ONLY}
         return sent
@@ -122,14 +124,22 @@ class _ExactRequest(Request):
         if body := await self.body():
             _require_json(self.headers.get("content-type", ""))
             try:
+                text = body.decode("utf-8-sig")  # as it is checked here: json.loads would also take UTF-16
                 check_storable(body, "$")
-                self._decoded = json.loads(body, parse_float=Decimal, parse_constant=_refuse)
+                self._decoded = json.loads(text, parse_float=_exact, parse_constant=_refuse)
             except (ValueError, RecursionError) as error:
                 issue = Issue(code="malformed_json", message=str(error), hint="Send UTF-8 JSON.")
                 raise InvalidError(f"The body is not valid JSON: {error}", issue) from None
 
     async def json(self) -> Any:
         return self._decoded
+
+
+def _exact(number: str) -> Decimal:
+    try:
+        return Decimal(number)
+    except InvalidOperation:
+        raise ValueError("a number has an exponent beyond all bounds") from None
 
 
 def _refuse(name: str) -> Any:
