@@ -175,10 +175,9 @@ def test_billing_itself_gives_back_no_more_than_is_left(session: Session, credit
     assert subscription_id is not None
     cancel_subscription(session, subscription_id, now=at("2026-01-11"))
     bill_until(session, at("2026-04-01"))
-    automatic = [one for one in invoices_of(session)[2:] for one in one.lines]
+    automatic = [line for one in invoices_of(session)[2:] for line in one.lines]
     assert sum((line.amount for line in automatic), Decimal(0)) == Decimal(back)
-    for one in invoices_of(session):
-        assert replay_invoice(session, one.id).identical
+    assert all(replay_invoice(session, one.id).identical for one in invoices_of(session))
     assert [found for found in audit(session, now=at("2026-04-01")) if found.severity == "error"] == []
 
 

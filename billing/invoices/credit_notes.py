@@ -16,7 +16,6 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session, selectinload
 
 from billing.invoices.actions import locked_invoice
-from billing.invoices.giving_up import credits_by_hand
 from billing.invoices.invoice import (
     Invoice,
     InvoiceLine,
@@ -30,6 +29,7 @@ from billing.invoices.invoicing import line_of, number_drafts
 from billing.invoices.payments import is_amount
 from billing.invoices.progress import advance
 from billing.invoices.state import TRANSITIONS, Status
+from billing.invoices.uncharged import credits_by_hand
 from billing.rating.billable import Billable, due_line
 from billing.rating.pricing import NOTHING
 from billing.rating.rater import add_totals

@@ -4,18 +4,18 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from decimal import Decimal
 from fractions import Fraction
 from functools import partial
 from typing import Literal
 
-from sqlalchemy import func, or_, select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session, load_only
 
 from billing.contracts.customer import Customer
 from billing.contracts.pending import PendingLine, pending_lines_of
 from billing.contracts.subscriptions import Subscription, subscriptions_of
-from billing.invoices.invoice import Invoice, InvoiceLine
+from billing.invoices.invoice import InvoiceLine
+from billing.invoices.uncharged import may_be_waived, uncharged_among
 from billing.profiles.profile import BillingProfile, profiles_of
 from billing.profiles.workflow import AnchoredAlignment, Workflow
 from billing.rating.billable import Billable, BilledLine, DueLine, due_line, taken_back, usage_from, waive
@@ -25,7 +25,6 @@ from billing.rating.timeline import charges
 from catalog.features import features_by_id
 from catalog.interval import parse_interval
 from metering.database import among
-from metering.exact import total
 from metering.period import Period
 
 __all__ = [
@@ -38,11 +37,8 @@ __all__ = [
     "collected_at",
     "due_of",
     "earlier_of",
-    "given_up_among",
     "look_ahead",
-    "may_be_waived",
     "payers_of",
-    "uncharged_among",
     "used_by",
 ]
 
@@ -202,49 +198,6 @@ def _charged(
         given_up, credited = uncharged(before)
         for one in waive(rate, before, given_up, credited) if given_up or credited else [line]:
             yield payer, one
-
-
-def may_be_waived(amount: Decimal, *, metered: bool) -> bool:
-    """Usage that is charged is charged, whatever was given up before."""
-    return amount < 0 or (amount > 0 and not metered)
-
-
-Uncharged = Callable[[Sequence[InvoiceLine]], tuple[list[InvoiceLine], Decimal]]
-"""Of the lines of a charge those that were given up, and how much was given back of the others by hand."""
-
-
-def uncharged_among(session: Session, charged: Collection[Sequence[InvoiceLine]]) -> Uncharged:
-    lines = [line for one in charged for line in one if line.released_at is None]
-    given_up = given_up_among(session, {line.invoice_id for line in lines})
-    credited = _credited(session, [line.id for line in lines if line.invoice_id not in given_up])
-
-    def uncharged(lines: Sequence[InvoiceLine]) -> tuple[list[InvoiceLine], Decimal]:
-        gone = [line for line in lines if line.released_at is None and line.invoice_id in given_up]
-        return gone, total(credited.get(line.id, Decimal(0)) for line in lines)
-
-    return uncharged
-
-
-def _credited(session: Session, line_ids: Sequence[str]) -> dict[str, Decimal]:
-    """What was given back by hand of each line, before tax."""
-    if not line_ids:
-        return {}
-    query = (
-        select(InvoiceLine.credited_line_id, -func.sum(InvoiceLine.amount))
-        .join(Invoice, Invoice.id == InvoiceLine.invoice_id)
-        .where(among(InvoiceLine.credited_line_id, "ids"))
-        .where(Invoice.deleted_at.is_(None), Invoice.voided_at.is_(None))
-        .group_by(InvoiceLine.credited_line_id)
-    )
-    return {str(id_): amount for id_, amount in session.execute(query, {"ids": line_ids})}
-
-
-def given_up_among(session: Session, invoice_ids: Collection[str]) -> set[str]:
-    """Those that were deleted as drafts, or voided for good."""
-    if not invoice_ids:
-        return set()
-    gone = or_(Invoice.deleted_at.is_not(None), Invoice.voided_at.is_not(None))
-    return set(session.scalars(select(Invoice.id).where(Invoice.id.in_(invoice_ids), gone)))
 
 
 def earlier_of(session: Session, payers: Sequence[Payer]) -> Earlier:

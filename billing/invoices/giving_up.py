@@ -6,15 +6,14 @@ Of a charge count the lines that were neither released nor given up, less what w
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from billing.invoices.due import given_up_among
-from billing.invoices.invoice import Invoice, InvoiceLine, lines_by_identity
+from billing.invoices.invoice import InvoiceLine, lines_by_identity
+from billing.invoices.uncharged import credits_by_hand, given_up_among
 from metering.errors import InvalidError, Issue
 from metering.exact import plain, total
 
-__all__ = ["credits_by_hand", "require_charged"]
+__all__ = ["require_charged"]
 
 
 def require_charged(
@@ -56,17 +55,3 @@ def _left(session: Session, lines: Iterable[InvoiceLine], *, without: Collection
         amounts = [one.totals.total for one in (line, *credits_.get(line.id, ()))]
         left[line.identity] = total([left[line.identity], *amounts])
     return left
-
-
-def credits_by_hand(session: Session, line_ids: Iterable[str]) -> dict[str, list[InvoiceLine]]:
-    """The lines of credit notes that count, by the line they give back of, in their order."""
-    query = (
-        select(InvoiceLine)
-        .join(Invoice, Invoice.id == InvoiceLine.invoice_id)
-        .where(InvoiceLine.credited_line_id.in_(set(line_ids)))
-        .where(Invoice.deleted_at.is_(None), Invoice.voided_at.is_(None))
-    )
-    found: dict[str, list[InvoiceLine]] = {}
-    for line in session.scalars(query.order_by(InvoiceLine.created_at, InvoiceLine.id)):
-        found.setdefault(str(line.credited_line_id), []).append(line)
-    return found

@@ -25,15 +25,14 @@ from billing.invoices.due import (
     due_of,
     earlier_of,
     look_ahead,
-    may_be_waived,
     payers_of,
-    uncharged_among,
     used_by,
 )
 from billing.invoices.invoice import Invoice, InvoiceLine, lines_by_identity
 from billing.invoices.invoice_tax import tax_and_sum_up
 from billing.invoices.numbering import draft_numbers, prefix_of
 from billing.invoices.state import EDITABLE
+from billing.invoices.uncharged import may_be_waived, uncharged_among
 from billing.profiles.app import SANDBOX_WISH
 from billing.profiles.profile import Party
 from billing.profiles.workflow import Workflow, duration_of

@@ -56,7 +56,10 @@ def _issues(session: Session, feature_ids: set[str], lost: set[str], now: dateti
     for subscription_id in session.scalars(_contracts(feature_ids, lost, now)):
         yield _issue(f"a price of the subscription {subscription_id}", until)
     for line_id in session.scalars(_by_hand(feature_ids, lost)):
-        yield _issue(f"the price of the line {line_id}, which was added by hand,", "It can go two months after its period.")
+        yield _issue(
+            f"the price of the line {line_id}, which was added by hand,",
+            "It can go two months after its period.",
+        )
     for number in session.scalars(_drafts(feature_ids, lost)):
         yield _issue(f"a price on the draft {number}", "Approve it first, or delete it.")
 
