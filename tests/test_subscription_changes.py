@@ -311,10 +311,11 @@ def test_what_began_and_was_billed_while_somebody_waited_to_delete_it_stays(
         bill_until(session, NOW)
     before = APRIL - timedelta(seconds=1)
 
-    def late(session: Session) -> object:
+    def late(session: Session) -> None:
         if how == "delete":
-            return delete_subscription(session, following.id, now=before)
-        return restore_subscription(session, one.id, now=before)
+            delete_subscription(session, following.id, now=before)
+        else:
+            restore_subscription(session, one.id, now=before)
 
     refused = at_once(engine, lambda session: run_portion(session, now=APRIL), late).exception()
     assert isinstance(refused, error)
