@@ -245,6 +245,12 @@ def test_the_currency_stays_once_a_line_was_added_by_hand(
     assert update(session, customer, replace(ACME, currency="USD"), now).currency == "USD"
 
 
+def test_the_currency_is_free_again_when_the_line_was_taken_back(session: Session, now: datetime) -> None:
+    customer = create_customer(session, ACME, now=START)
+    a_line_by_hand(session, customer).delete(now)
+    assert update(session, customer, replace(ACME, currency="EUR"), now).currency == "EUR"
+
+
 def test_a_subscribed_customer_may_gain_subjects_and_change_their_order(
     session: Session, now: datetime
 ) -> None:

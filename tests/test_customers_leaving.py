@@ -17,6 +17,7 @@ from billing.contracts.subscriptions import Subscription
 from billing.invoices.actions import act, delete_invoice, invoice_now
 from billing.invoices.customer_changes import delete_customer, update_customer
 from billing.invoices.gathering import gathering_invoices
+from billing.invoices.withdrawal import delete_pending_line
 from billing.profiles.app import SANDBOX_WISH
 from billing.profiles.profile import get_profile
 from billing.profiles.workflow import InvoicingSettings, Workflow
@@ -173,6 +174,14 @@ def test_nobody_is_deleted_while_a_line_added_by_hand_waits(session: Session, st
     bill_until(session, at(start))
     assert [invoice.status for invoice in invoices_of(session)] == ["paid"]
     deleted(session, customer, at(start))
+
+
+def test_who_takes_back_what_was_added_by_hand_may_be_deleted(session: Session) -> None:
+    customer = a_customer(session, "ada")
+    line = by_hand(session, customer, start="2026-08-01")
+    delete_pending_line(session, customer.id, line.billable.line_id, now=START)
+    deleted(session, customer, START)
+    assert customer.deleted_at == START
 
 
 def test_usage_of_a_line_added_by_hand_is_not_given_back_when_its_customer_is_deleted(

@@ -167,6 +167,8 @@ def build_invoices(world: Builder) -> None:
     world.make("spare", "billing/profiles", profile())
     world.make("deleted_profile", "billing/profiles", profile())
     world.ask("DELETE", f"billing/profiles/{world.names['deleted_profile']}")
+    owing = world.customer("owing")
+    world.ask("POST", f"billing/customers/{owing}/invoices/pending-lines", WRITTEN)
     world.invoice("paid")
     world.invoice("unpaid", metadata={WISH: "failed"})
     world.invoice("open_draft", pinned="by_hand")
@@ -389,6 +391,9 @@ CUSTOMERS: Group = {
     "PUT customers/<payer>": [
         ({"name": "N", "key": "payer-key"}, 400, "subject_in_use", SUBJECTS),
     ],
+    "PUT customers/<owing>": [
+        ({"name": "owing", "currency": "EUR"}, 400, "currency_mismatch", "$.currency"),
+    ],
     "PUT customers/<gone>": [
         ({"name": "N"}, 409, "customer_deleted"),
     ],
@@ -396,6 +401,12 @@ CUSTOMERS: Group = {
         ({"name": "N"}, 404),
     ],
     "DELETE customers/<payer>": [
+        (None, 400, "customer_in_use"),
+    ],
+    "DELETE customers/<owing>": [
+        (None, 400, "customer_in_use"),
+    ],
+    "DELETE customers/<unpaid_payer>": [
         (None, 400, "customer_in_use"),
     ],
     "DELETE customers/<unknown>": [

@@ -156,8 +156,8 @@ def taken_away(customer: Customer, details: CustomerDetails, *, hint: str) -> li
 
 
 def _is_billed(session: Session, customer: Customer) -> bool:
-    """Whether there ever was a subscription, or a line added by hand."""
-    added = exists().where(PendingLine.customer_id == customer.id)
+    """Whether there ever was a subscription, or a line by hand that was not taken back."""
+    added = exists().where(PendingLine.customer_id == customer.id, PendingLine.deleted_at.is_(None))
     return has_subscription(session, customer.id) or bool(session.scalar(select(added)))
 
 

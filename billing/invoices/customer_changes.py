@@ -62,7 +62,7 @@ def delete_customer(session: Session, customer: Customer, *, now: datetime) -> N
 def _unfinished(session: Session, customer: Customer, now: datetime) -> Iterator[Issue]:
     gathering = gathering_invoices(session, [customer], at=now)
     if any(invoice.lines for invoice in gathering) or session.scalar(_waits(customer)):
-        hint = "Wait for the billing run, or invoice it now; lines added by hand can be taken off."
+        hint = "Wait for the billing run, or invoice it now; what was added by hand can be taken back."
         yield _in_use("something is on the customer's gathering invoice", hint)
     open_ = select(Invoice.number).where(Invoice.customer_id == customer.id, Invoice.status.not_in(FINAL))
     for number in session.scalars(open_.order_by(Invoice.id).limit(1)):
@@ -78,5 +78,5 @@ def _waits(customer: Customer) -> Select[bool]:
     """Whether a line added by hand is on no invoice, also one whose period is still to come."""
     identity = func.concat("manual/", PendingLine.id)
     due = (PendingLine.next_billing_at.is_not(None), PendingLine.deleted_at.is_(None))
-    billed = exists().where(InvoiceLine.identity == identity)
+    billed = exists().where(InvoiceLine.identity == identity, InvoiceLine.released_at.is_(None))
     return select(exists().where(PendingLine.customer_id == customer.id, *due, ~billed))
