@@ -143,3 +143,7 @@ def test_a_line_that_lacked_a_rate_is_taxed_all_the_same(session: Session) -> No
     german(session)
     act(session, first.id, "retry", now=at("2026-01-12"))
     assert (first.status, str(first.totals.total)) == ("draft.manual_approval_needed", "119.00")
+    assert str(back.totals.total) == "-47.60"
+    for one in (back, first):
+        act(session, one.id, "approve", now=at("2026-01-13"))
+    assert wrong(session, at("2026-01-14")) == []

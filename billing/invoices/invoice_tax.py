@@ -4,7 +4,7 @@ A line whose tax can't be told stops the invoice where taxes are enforced, and i
 warning, where they are not. Who has no tax rates at all has nothing to do with taxes, and is not warned.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from sqlalchemy import and_, not_, select
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session, aliased, selectinload
 
 from billing.contracts.customer import Address
 from billing.invoices.invoice import Invoice, InvoiceLine, lines_by_identity
@@ -44,11 +44,14 @@ Rates = Mapping[str, Sequence[TaxRate]]
 def tax_and_sum_up(session: Session, invoices: Sequence[Invoice], *, now: datetime) -> None:
     """Tax what was rated, by the rates as they are now, and note what has no rate.
 
-    A line that another is the difference to keeps its tax, unless it lacked one: that goes on from there.
+    A line that another is the difference to keeps its tax, as that one goes on from it. Unless it lacked a
+    rate: then it is taxed, and with it the drafts that go on from it.
     """
+    untaxed = _untaxed(invoices)
+    invoices = [*invoices, *_drafts_after(session, untaxed, invoices)]
     rates = rates_in(session, {country for invoice in invoices if (country := _country(invoice))})
     earlier = _earlier(session, invoices)
-    fixed = _gone_on_from(session, invoices) - _untaxed(invoices)
+    fixed = _gone_on_from(session, invoices) - untaxed
     missing: dict[str, list[InvoiceLine]] = {invoice.id: [] for invoice in invoices}
     every = [(invoice, line) for invoice in invoices for line in invoice.lines if line.id not in fixed]
     for invoice, line in sorted(every, key=lambda one: one[1].sequence):
@@ -104,12 +107,26 @@ def _gone_on_from(session: Session, invoices: Sequence[Invoice]) -> set[str]:
     ids = [invoice.id for invoice in invoices if invoice.status not in ("draft.created", "deleted")]
     if not ids:
         return set()
-    later = aliased(InvoiceLine)
-    follows = and_(later.identity == InvoiceLine.identity, later.sequence > InvoiceLine.sequence)
     again = and_(Invoice.status.in_(EDITABLE), Invoice.quantity_snapshotted_at.is_(None))
-    query = select(InvoiceLine.id).join(later, follows).join(Invoice, Invoice.id == later.invoice_id)
-    here, elsewhere = InvoiceLine.invoice_id.in_(ids), later.invoice_id.not_in(ids)
+    query = select(InvoiceLine.id).join(_LATER, _FOLLOWS).join(Invoice, Invoice.id == _LATER.invoice_id)
+    here, elsewhere = InvoiceLine.invoice_id.in_(ids), _LATER.invoice_id.not_in(ids)
     return set(session.scalars(query.where(here, elsewhere, not_(again))))
+
+
+_LATER = aliased(InvoiceLine)
+_FOLLOWS = and_(_LATER.identity == InvoiceLine.identity, _LATER.sequence > InvoiceLine.sequence)
+
+
+def _drafts_after(
+    session: Session, line_ids: Collection[str], invoices: Sequence[Invoice]
+) -> Sequence[Invoice]:
+    """Other drafts with later lines of the same charges."""
+    if not line_ids:
+        return []
+    after = select(_LATER.invoice_id).join(InvoiceLine, _FOLLOWS).where(InvoiceLine.id.in_(line_ids))
+    query = select(Invoice).options(selectinload(Invoice.lines), selectinload(Invoice.app))
+    others = Invoice.id.in_(after), Invoice.id.not_in([invoice.id for invoice in invoices])
+    return session.scalars(query.where(*others, Invoice.status.in_(EDITABLE)).order_by(Invoice.id)).all()
 
 
 def _untaxed(invoices: Iterable[Invoice]) -> set[str]:
