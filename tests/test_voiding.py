@@ -7,11 +7,13 @@ import pytest
 from sqlalchemy.orm import Session
 
 from billing.apps.app_changes import install_app
+from billing.contracts.customer import CustomerDeletedError, get_customer
 from billing.contracts.pending import WantedLine, add_pending_lines
 from billing.contracts.subscription_changes import cancel_subscription
 from billing.contracts.subscriptions import Subscription
 from billing.invoices.actions import VoidAction, act, delete_invoice, invoice_now, void_invoice
 from billing.invoices.credit_notes import CreditNoteDetails, create_credit_note
+from billing.invoices.customer_changes import delete_customer
 from billing.invoices.invoice import Invoice, get_invoice
 from billing.invoices.update import InvoiceUpdate, update_invoice
 from billing.profiles.app import SANDBOX_WISH
@@ -76,6 +78,17 @@ def charged(session: Session) -> Decimal:
 def refusal(error: InvalidError) -> tuple[str, str | None, bool]:
     (issue,) = error.issues
     return issue.code, issue.field, issue.hint is not None
+
+
+def without_lines(draft: Invoice) -> InvoiceUpdate:
+    return InvoiceUpdate(
+        description=None,
+        metadata=None,
+        supplier=draft.supplier,
+        customer=draft.customer,
+        workflow=draft.workflow,
+        lines=[],
+    )
 
 
 @pytest.mark.parametrize("draft_period", ["P0D", "P1D"])
@@ -153,6 +166,9 @@ def test_a_draft_of_which_a_part_was_given_back_is_issued_and_not_deleted(sessio
     with pytest.raises(InvalidError, match=r"4\.00 more would be given back") as refused:
         delete_invoice(session, draft.id, now=at("2026-01-12"))
     assert refusal(refused.value) == ("invoice_line_given_back", "$.invoiceId", True)
+    with pytest.raises(InvalidError, match=r"4\.00 more would be given back") as refused:
+        update_invoice(session, draft.id, without_lines(draft), now=at("2026-01-12"))
+    assert refusal(refused.value) == ("invoice_line_given_back", "$.lines", True)
     act(session, draft.id, "approve", now=at("2026-01-12"))
     assert charged(session) == 6
     assert wrong(session, at("2026-01-13")) == []
@@ -219,17 +235,28 @@ def test_a_line_by_hand_that_was_taken_off_a_later_draft_is_billed_again_all_the
     store(session, spent("ada", 3, "2026-01-11"))
     bill_until(session, at("2026-02-01T00:10"))
     first, draft = numbered(session, 0), numbered(session, 1)
-    nothing = InvoiceUpdate(
-        description=None,
-        metadata=None,
-        supplier=draft.supplier,
-        customer=draft.customer,
-        workflow=draft.workflow,
-        lines=[],
-    )
-    update_invoice(session, draft.id, nothing, now=at("2026-02-01T00:10"))
+    update_invoice(session, draft.id, without_lines(draft), now=at("2026-02-01T00:10"))
     void_invoice(session, first.id, PENDING, reason="wrong", now=at("2026-02-01T00:20"))
     assert (pending.deleted_at, pending.next_billing_at) == (None, at("2026-02-01T00:20"))
     bill_until(session, at("2026-02-03"))
     assert charged(session) == 5
     assert wrong(session, at("2026-02-03")) == []
+
+
+def test_nothing_is_billed_again_to_who_was_deleted(session: Session) -> None:
+    a_metered_feature(session)
+    subscription = signed(session, per_unit("1"))
+    store(session, spent("ada", 5, "2026-01-05"))
+    cancel_subscription(session, subscription.id, now=at("2026-01-11"))
+    bill_until(session, at("2026-01-11T02:00"))
+    invoice = numbered(session, 0)
+    act(session, invoice.id, "payment_uncollectible", now=at("2026-01-12"))
+    customer = get_customer(session, invoice.customer_id, lock=True)
+    delete_customer(session, customer, now=at("2026-01-13"))
+    with pytest.raises(CustomerDeletedError):
+        void_invoice(session, invoice.id, PENDING, reason="wrong", now=at("2026-01-14"))
+    with pytest.raises(CustomerDeletedError):
+        invoice_now(session, customer.id, now=at("2026-01-14"))
+    void_invoice(session, invoice.id, DISCARD, reason="gone", now=at("2026-01-14"))
+    bill_until(session, at("2026-06-01"))
+    assert charged(session) == 0

@@ -64,6 +64,7 @@ def invoice_now(
     nothing.
     """
     customer = get_customer(session, customer_id, lock=True)
+    customer.require_living()
     at = as_of or now
     if at > now:
         message = "what will be used can't be invoiced yet"
@@ -158,6 +159,8 @@ def void_invoice(
     _require_uncredited(session, invoice)
     hint = "Bill it again instead (pending): what was given back then counts."
     require_charged(session, invoice.lines, _discarded(invoice, action, overrides), hint=hint)
+    if any(one.type == "pending" for one in (action, *overrides.values())):
+        get_customer(session, invoice.customer_id).require_living()
     fire(session, invoice, "void", now=now)
     invoice.external_ids = invoice.external_ids | {"void-reason": reason}
     released_at = _after_all_who_counted_it(session, invoice, now)

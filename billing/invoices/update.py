@@ -22,6 +22,7 @@ from billing.contracts.pending import (
     metered_features,
 )
 from billing.invoices.actions import locked_invoice
+from billing.invoices.giving_up import require_charged
 from billing.invoices.invoice import Invoice, InvoiceLine
 from billing.invoices.invoicing import draft_until, line_of, number_drafts
 from billing.invoices.progress import fire
@@ -327,6 +328,8 @@ def _give_up(session: Session, invoice: Invoice, rows: Sequence[InvoiceLine], no
     """To a deleted draft of their own: what they bill is not billed again."""
     if not rows:
         return
+    hint = "Leave it on the invoice, and give back what is not owed with a credit note."
+    require_charged(session, rows, {row.id: "$.lines" for row in rows}, hint=hint)
     aside = Invoice(
         id=new_id(now),
         type="standard",
