@@ -1,6 +1,6 @@
 """A contract that was billed stays; what is to be billed again knows from when on.
 
-Lines of contracts that were deleted all the same, before this guard, stand in nobody's way: they stay unchecked.
+Lines that were there before are not checked: their contracts may have been deleted.
 """
 
 import sqlalchemy as sa
