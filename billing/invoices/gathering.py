@@ -83,12 +83,12 @@ def gathering_customers(
         begun = begun.where(Subscription.customer_id.in_(customer_ids))
         waiting = waiting.where(PendingLine.customer_id.in_(customer_ids))
     either = union(begun, waiting).subquery()
-    count = session.scalar(select(func.count()).select_from(either)) or 0
-    page = session.scalars(
-        select(either.c.customer_id).order_by(either.c.customer_id).offset(offset).limit(limit)
-    ).all()
-    found = customers_by_id(session, page)
-    return [found[customer_id] for customer_id in page], count
+    counted = select(either.c.customer_id, func.count().over()).order_by(either.c.customer_id)
+    page = session.execute(counted.offset(offset).limit(limit)).all()
+    if not page and offset:
+        return [], session.scalar(select(func.count()).select_from(either)) or 0
+    found = customers_by_id(session, [customer_id for customer_id, _ in page])
+    return [found[customer_id] for customer_id, _ in page], page[0][1] if page else 0
 
 
 def gathering_invoices(
