@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from billing.contracts.customer import Customer, get_customer
+from billing.contracts.customer import Customer, CustomerDeletedError, get_customer
 from billing.contracts.customer_changes import CustomerDetails, CustomerInUseError, SubjectTakenError
 from billing.contracts.pending import PendingLine, WantedLine, add_pending_lines
 from billing.contracts.subscription_changes import cancel_subscription
@@ -109,7 +109,7 @@ def test_nothing_is_gathered_for_who_was_deleted(session: Session, left: Left) -
     deleted(session, left.customer, at("2026-02-11"))
     (gathering,) = gathering_invoices(session, [left.customer], at=at("2026-02-12"))
     assert gathering.lines == ()
-    with pytest.raises(InvalidError):
+    with pytest.raises(CustomerDeletedError):
         invoice_now(session, left.customer.id, now=at("2026-02-12"))
 
 
