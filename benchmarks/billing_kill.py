@@ -78,7 +78,7 @@ def kill_again_and_again(connection: Connection[Any], victims: Victims, kills: i
     return kills
 
 
-def main(kills: int = 50, customers: int = 30_000, seed: int = 1) -> bool:
+def main(kills: int = 50, customers: int = 50_000, seed: int = 1) -> bool:
     console = Console()
     with place() as directory, postgres(directory) as url, connect(url) as connection, ExitStack() as stack:
         sign_all_up(url, customers)
