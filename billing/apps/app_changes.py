@@ -8,9 +8,8 @@ from sqlalchemy import ColumnElement, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from billing.contracts.customer import Customer
-from billing.invoices.customer_changes import FINAL
 from billing.invoices.invoice import Invoice
-from billing.invoices.state import Status
+from billing.invoices.state import FINAL, Status
 from billing.profiles.app import App, AppType, get_app, get_listing
 from billing.profiles.profile import IS_DEFAULT, BillingProfile, CustomerOverride, get_profile
 from billing.profiles.profile_changes import ProfileApps, ProfileDetails, create_profile, wait_for_billing

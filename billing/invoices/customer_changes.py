@@ -16,13 +16,10 @@ from billing.contracts.pending import PendingLine
 from billing.contracts.subscriptions import has_subscription
 from billing.invoices.gathering import gathering_invoices
 from billing.invoices.invoice import Invoice, InvoiceLine
-from billing.invoices.state import Status
+from billing.invoices.state import FINAL
 from metering.errors import Issue
 
-__all__ = ["FINAL", "delete_customer", "update_customer"]
-
-FINAL: tuple[Status, ...] = ("paid", "uncollectible", "voided", "deleted")
-"""Invoices of which nothing more is expected."""
+__all__ = ["delete_customer", "update_customer"]
 
 
 def update_customer(

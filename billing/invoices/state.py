@@ -14,6 +14,7 @@ __all__ = [
     "DELETABLE",
     "EDITABLE",
     "FAILED",
+    "FINAL",
     "OPEN",
     "TRANSITIONS",
     "Action",
@@ -150,6 +151,8 @@ _DELETABLE: tuple[Status, ...] = (
 )
 EDITABLE = frozenset(_EDITABLE)
 DELETABLE = frozenset(_DELETABLE)
+FINAL = frozenset[Status](("paid", "uncollectible", "voided", "deleted"))
+"""Nothing more is expected of these."""
 FAILED = frozenset[Status](
     (
         "draft.invalid",
